@@ -1,0 +1,290 @@
+"""The cascade: attention of a pack of branches to one shared prefix and to themselves.
+
+Owns the only attention function the engine runs. The tokens of a pack attend to the shared prefix without a mask, by a
+flash kernel that returns the log-sum-exp, and to their own branch under its tree's mask; the two parts are merged by
+their log-sum-exps (Hydragen, arXiv 2402.05099). Grouped-query heads are folded into rows, so that no key is copied.
+
+What a layer needs beyond the tensors it is handed (where the prefix is kept, how the pack is laid out, which rows
+to keep) stands in the `Pass` that is current while the model runs. Softmax statistics are float32 in every dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import local
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from icrl_lab.engine.tree import Branch
+
+NAME = "icrl_cascade"
+_current = local()
+
+
+class PathBuffer:
+    """Keys and values of the path from the tree's root to where the engine stands, one growing tensor a layer."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put (1, kv heads, n, head width) keys and values at positions start..start+n."""
+        for store, new in ((self.keys, key), (self.values, value)):
+            room = store[layer].shape[2] if layer in store else 0
+            if start + new.shape[2] > room:
+                wider = new.new_empty(*new.shape[:2], max(start + new.shape[2], 2 * room, 64), new.shape[3])
+                if layer in store:
+                    wider[:, :, :start] = store[layer][:, :, :start]
+                store[layer] = wider
+            store[layer][:, :, start : start + new.shape[2]] = new
+
+    def read(self, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of positions 0..stop, as views."""
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+
+class Layout:
+    """How the tokens of a pack, laid end to end, fall into rows of one length: indices to pad and to unpad.
+
+    branches (of lengths n_1..n_B) become (B, longest); `mask` is (B, 1, L, L) bool, or None where causal is right;
+    `positions` is (tokens,) and `row_positions` (B, L), int64: where each token stands in its sequence.
+    """
+
+    def __init__(self, branches: Sequence[Branch], positions: np.ndarray, device: torch.device) -> None:
+        lengths = [len(b) for b in branches]
+        self.rows, self.length, self.tokens = len(branches), max(lengths), sum(lengths)
+        self.even = len(set(lengths)) == 1
+        starts = np.cumsum([0, *lengths[:-1]])
+        pad = np.zeros((self.rows, self.length), np.int64)  # a pad reads token 0 of its own row: finite, never seen
+        unpad = np.empty(self.tokens, np.int64)
+        for r, (start, n) in enumerate(zip(starts, lengths)):
+            pad[r] = start
+            pad[r, :n] = np.arange(start, start + n)
+            unpad[start : start + n] = r * self.length + np.arange(n)
+        self.pad, self.unpad = torch.from_numpy(pad.ravel()).to(device), torch.from_numpy(unpad).to(device)
+        self.positions = torch.from_numpy(positions).to(device)
+        self.row_positions = torch.from_numpy(positions[pad]).to(device)
+        self.last = int(positions.max())
+        self.mask: torch.Tensor | None = None
+        if not all(b.is_chain for b in branches):
+            mask = np.tile(np.eye(self.length, dtype=bool), (self.rows, 1, 1))  # a pad sees itself alone
+            for r, (b, n) in enumerate(zip(branches, lengths)):
+                mask[r, :n, :n] = b.ancestors()
+            self.mask = torch.from_numpy(mask[:, None]).to(device)
+
+    def fold(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, heads, tokens, width) -> (rows, heads, length, width)."""
+        if not self.even:
+            x = x.index_select(2, self.pad)
+        return x.reshape(x.shape[1], self.rows, self.length, x.shape[3]).transpose(0, 1)
+
+    def unfold(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, heads, length, ...) -> (1, heads, tokens, ...)."""
+        x = x.transpose(0, 1).flatten(1, 2)
+        return (x if self.even else x.index_select(1, self.unpad))[None]
+
+
+class OwnCache:
+    """Keys and values of each row of a pack while it is extended token by token: (rows, kv heads, so far, width) a layer."""
+
+    def __init__(self, layout: Layout, lengths: Sequence[int]) -> None:
+        self.pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        real = torch.arange(layout.length)[None] < torch.tensor(list(lengths))[:, None]
+        self.real = real.to(layout.pad.device)  # (rows, so far): pads are never seen
+        self.positions = layout.row_positions
+
+    def step(self, layout: Layout) -> None:
+        """Make room for one more token a row, at the positions of `layout`."""
+        self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], 1)
+        self.positions = torch.cat([self.positions, layout.row_positions], 1)
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows alone."""
+        index = torch.tensor(rows, device=self.real.device)
+        self.real, self.positions = self.real[index], self.positions[index]
+        self.pairs = {layer: (k[index], v[index]) for layer, (k, v) in self.pairs.items()}
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer in self.pairs:
+            k, v = (torch.cat([old, new], 2) for old, new in zip(self.pairs[layer], (k, v)))
+        self.pairs[layer] = (k, v)
+        return k, v
+
+    def mask(self, length: int) -> torch.Tensor:
+        """(rows, 1, length, so far) bool for the last `length` tokens of each row."""
+        so_far = self.real.shape[1]
+        causal = torch.ones(length, so_far, dtype=torch.bool, device=self.real.device).tril(so_far - length)
+        return self.real[:, None, None, :] & causal
+
+
+@dataclass
+class Pass:
+    """What the cascade needs to know while one pack runs.
+
+    prefix    length of the shared prefix in `path`
+    commit    write the pack's own keys and values into the path at `prefix` (the pack is then a single chain)
+    asked     flat indices of tokens whose attention is kept; `columns`, prefix positions kept of it (None: all)
+    kept      per layer (heads, asked, prefix columns + row length), filled as the layers run
+    own       keys and values of each row so far, while text is generated
+    """
+
+    path: PathBuffer
+    layout: Layout
+    prefix: int
+    commit: bool = False
+    asked: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+    layers: frozenset[int] | None = None
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)
+    own: OwnCache | None = None
+    fired: int = 0
+
+
+@contextmanager
+def running(state: Pass) -> Iterator[None]:
+    """Make `state` the current pass of this thread."""
+    _current.state = state
+    try:
+        yield
+    finally:
+        _current.state = None
+
+
+def cascade(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+):
+    """The attention function that transformers calls in every layer: (1, heads, tokens, width) in, (1, tokens, heads, width) out."""
+    state: Pass = _current.state
+    layer = module.layer_idx
+    scale = options.get("scaling") or 1 / math.sqrt(query.shape[-1])
+    window, cap = options.get("sliding_window"), options.get("softcap")
+    if options.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks as parameters")
+    if state.commit:
+        state.path.write(layer, state.prefix, key, value)
+    out, lse = _own(state, layer, query, key, value, scale, window, cap)
+    if state.prefix:
+        prefix_key, prefix_value = state.path.read(layer, state.prefix)
+        seen = _window(state, window)
+        out, lse = _merge(out, lse, *_prefix(query, prefix_key, prefix_value, scale, cap, seen))
+    if state.asked is not None and (state.layers is None or layer in state.layers):
+        state.kept[layer] = _rows(state, layer, query, key, lse, scale, window, cap)
+    state.fired += 1
+    return out.transpose(1, 2).to(query.dtype), None
+
+
+def _window(state: Pass, window: int | None) -> torch.Tensor | None:
+    """(tokens, prefix) bool of what a sliding window leaves of the prefix; None where it leaves everything."""
+    if window is None or state.layout.last < window:
+        return None
+    at = state.layout.positions
+    return at[:, None] - torch.arange(state.prefix, device=at.device)[None, :] < window
+
+
+def _own(state, layer, query, key, value, scale, window, cap):
+    """Attention of each token to its own branch: out (1, heads, tokens, width), lse (1, heads, tokens)."""
+    layout = state.layout
+    q, k, v = layout.fold(query), layout.fold(key), layout.fold(value)
+    mask, column = layout.mask, layout.row_positions
+    if state.own is not None:
+        k, v = state.own.extend(layer, k, v)
+        mask, column = state.own.mask(q.shape[2]), state.own.positions
+    if window is not None and layout.last >= window and k.shape[2] >= window:
+        if mask is None:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = mask & (layout.row_positions[:, None, :, None] - column[:, None, None, :] < window)
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    out, lse = _attend(q, k, v, scale, cap, mask, mask is None)
+    return layout.unfold(out), layout.unfold(lse)
+
+
+def _prefix(query, key, value, scale, cap, seen):
+    """Attention of all tokens to the shared prefix, heads of a group folded into rows."""
+    _, heads, tokens, width = query.shape
+    kv = key.shape[1]
+    q = query.reshape(1, kv, heads // kv * tokens, width)
+    mask = None if seen is None else seen.repeat(heads // kv, 1)[None, None]
+    out, lse = _attend(q, key, value, scale, cap, mask, False)
+    return out.reshape(1, heads, tokens, width), lse.reshape(1, heads, tokens)
+
+
+def _merge(out_a, lse_a, out_b, lse_b):
+    """Two softmaxes over disjoint keys as one."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    out = out_a.float() * (lse_a - lse).exp()[..., None] + out_b.float() * (lse_b - lse).exp()[..., None]
+    return out, lse
+
+
+def _attend(q, k, v, scale, cap, mask, causal):
+    """softmax(q k' scale) v with its float32 log-sum-exp, by the fastest kernel that gives it."""
+    if cap is None and mask is None and q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    if (
+        cap is None
+        and mask is None
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+    ):
+        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+        return out[0], out[1]
+    scores = _scores(q, k, scale, cap)
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    lse = scores.logsumexp(-1)
+    # a row that sees nothing here (a window that lies wholly elsewhere) has weight zero, not NaN
+    weights = (scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None]).exp()
+    return weights.to(v.dtype) @ v, lse
+
+
+def _scores(q, k, scale, cap):
+    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
+def _rows(state, layer, query, key, lse, scale, window, cap):
+    """Attention weights of the asked tokens, (heads, asked, prefix columns + row length), from the merged log-sum-exp."""
+    layout, asked = state.layout, state.asked
+    heads, group = query.shape[1], query.shape[1] // key.shape[1]
+    q = query[0].index_select(1, asked).float()  # (heads, asked, width)
+    norm = lse[0].index_select(1, asked)[..., None]
+    parts = []
+    if state.prefix:
+        k = state.path.read(layer, state.prefix)[0][0]
+        k = (k if state.columns is None else k.index_select(1, state.columns)).float()
+        scores = _scores(q.reshape(k.shape[0], -1, q.shape[-1]), k, scale, cap).reshape(heads, len(asked), -1)
+        seen = _window(state, window)
+        if seen is not None:
+            seen = seen.index_select(0, asked)
+            scores = scores.masked_fill(
+                ~(seen if state.columns is None else seen.index_select(1, state.columns)), -math.inf
+            )
+        parts.append((scores - norm).exp())
+    row = layout.unpad.index_select(0, asked) // layout.length
+    within = layout.unpad.index_select(0, asked) % layout.length
+    k = layout.fold(key).index_select(0, row).float().repeat_interleave(group, 1)  # (asked, heads, length, width)
+    scores = _scores(q.transpose(0, 1)[:, :, None], k, scale, cap)[:, :, 0].transpose(0, 1)
+    if layout.mask is not None:
+        allowed = layout.mask[row, 0, within]
+    else:
+        allowed = torch.arange(layout.length, device=q.device)[None] <= within[:, None]
+    if window is not None:
+        at = layout.row_positions[row]
+        allowed = allowed & (at.gather(1, within[:, None]) - at < window)
+    parts.append((scores.masked_fill(~allowed, -math.inf) - norm).exp())
+    return torch.cat(parts, -1).cpu()
+
+
+AttentionInterface.register(NAME, cascade)
+AttentionMaskInterface.register(NAME, lambda *args, **options: None)

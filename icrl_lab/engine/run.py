@@ -1,0 +1,401 @@
+"""The engine's loop: walk the prefix tree, keep one path, run packs of branches, read what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from icrl_lab.engine import attention
+from icrl_lab.engine.tree import Branch, Node, build, chain, flatten, shared_length, symbols
+from icrl_lab.errors import DataError
+from icrl_lab.values import SLOT, Capture, Rendered, Trace
+
+if TYPE_CHECKING:
+    from icrl_lab.models import LLM
+
+BRANCH = 256  # a subtree of at most this many tokens is one branch of a pack: small enough for a dense mask of its own
+PACK = {
+    "cpu": 512,
+    "cuda": 8192,
+}  # tokens a pack: gains flatten at about 200 on a CPU; a GPU wants the weights read rarely
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gives back, in the order of the prompts.
+
+    logprobs  (n, len(ids)) float32: log-probability of the next token, normalised over the whole vocabulary
+    traces    n traces where a capture was asked, else empty
+    computed, asked  tokens that went through the model, and tokens of all prompts laid end to end
+    """
+
+    logprobs: np.ndarray
+    traces: tuple[Trace, ...]
+    computed: int
+    asked: int
+
+
+@dataclass
+class _Job:
+    """One call: the sequences, where their symbols and vectors are, and what has been read so far."""
+
+    prompts: Sequence[Rendered]
+    symbols: list[np.ndarray]
+    slot_rows: list[np.ndarray]  # for each prompt, the row in its vectors of each position (-1: a token)
+    ids: torch.Tensor | None
+    out: dict[int, np.ndarray] = field(default_factory=dict)
+    capture: Capture | None = None
+    attention: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    computed: int = 0
+
+
+class Engine:
+    """Runs prompts through one model.
+
+    pack       tokens computed together at most; None takes the device's default, less where memory is short
+    branch     largest subtree that is computed as one branch of a pack
+    """
+
+    def __init__(self, llm: LLM, *, pack: int | None = None, branch: int = BRANCH) -> None:
+        self.llm = llm
+        self.model = llm.model
+        self.device = next(llm.model.parameters()).device
+        self.branch = branch
+        self.pack = pack or self._fitting_pack()
+        self.path = attention.PathBuffer()
+        self.held = np.zeros(0, np.int64)  # the symbols whose keys and values stand in the path
+        self.computed = self.asked = 0  # over the engine's life
+
+    # ------------------------------------------------------------------------------------ what is asked
+
+    def next_token(self, prompts: Sequence[Rendered], ids: Sequence[int] | None = None) -> np.ndarray:
+        """(n, len(ids)) float32 log-probabilities of the token after each prompt, read at `ids` (None: the whole vocabulary)."""
+        return self.run(prompts, ids).logprobs
+
+    def run(
+        self, prompts: Sequence[Rendered], ids: Sequence[int] | None = None, capture: Capture | None = None
+    ) -> Result:
+        """Log-probabilities after each prompt, and the attention rows that `capture` asks for.
+
+        Each distinct stretch of the prompts' prefix tree is computed once. Equal prompts give equal rows.
+        A prompt that is empty or longer than the model's context is a DataError.
+        """
+        job = self._job(prompts, ids, capture)
+        with torch.inference_mode(), self._cascading():
+            for branches in self._walk(job, build(job.symbols)):
+                self._packs(job, branches)
+        rows = np.stack([job.out[i] for i in range(len(prompts))])
+        traces = tuple(self._trace(job, i) for i in range(len(prompts))) if capture else ()
+        asked = sum(len(p) for p in prompts)
+        self.computed += job.computed
+        self.asked += asked
+        return Result(rows, traces, job.computed, asked)
+
+    def generate(
+        self,
+        prompts: Sequence[Rendered],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """New token ids of each prompt, up to and without a stop id. Greedy at temperature 0, else sampled.
+
+        A sampled prompt draws from its own stream (seed, its place in the list), whatever it is packed with.
+        """
+        if max_new_tokens < 1:
+            raise DataError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        job = self._job(prompts, None, None, room=max_new_tokens)
+        out: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: job.symbols[i].tolist())
+        with torch.inference_mode(), self._cascading():
+            while order:
+                group, share = self._group(job, order)
+                order = order[len(group) :]
+                self._stretch(job, Node(0, share, group[0], group))
+                for pack in self._chunks([chain(i, share, len(job.symbols[i]), [i]) for i in group]):
+                    self._decode(job, share, pack, out, max_new_tokens, temperature, seed, frozenset(stop_ids))
+        self.computed += job.computed
+        self.asked += sum(len(p) + len(o) for p, o in zip(prompts, out))
+        return out
+
+    # ------------------------------------------------------------------------------------ the walk
+
+    def _job(self, prompts, ids, capture, room: int = 0) -> _Job:
+        if not prompts:
+            raise DataError("no prompt to run")
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise DataError(f"prompt {number} is empty")
+            if len(prompt) + room > self.llm.context:
+                raise DataError(
+                    f"prompt {number} has {len(prompt)} tokens{f' and asks for {room} more' if room else ''}, but "
+                    f"{self.llm.name} reads {self.llm.context}; use fewer shots or a shorter text"
+                )
+            if len(prompt.vectors) and prompt.vectors.shape[1] != self.llm.width:
+                raise DataError(
+                    f"prompt {number} injects vectors of width {prompt.vectors.shape[1]}, but {self.llm.name} reads {self.llm.width}"
+                )
+        if capture is not None:
+            shortest = min(len(p) for p in prompts)
+            if not capture.rows or any(not -shortest <= r < 0 for r in capture.rows):
+                raise DataError(
+                    f"capture rows {capture.rows} must be negative and within the shortest prompt ({shortest} tokens)"
+                )
+        slot_rows = []
+        for prompt in prompts:
+            is_slot = prompt.ids == SLOT
+            slot_rows.append(np.where(is_slot, np.cumsum(is_slot) - 1, -1))
+        wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
+        return _Job(prompts, [symbols(p) for p in prompts], slot_rows, wanted, capture=capture)
+
+    def _walk(self, job: _Job, node: Node) -> Iterator[list[Branch]]:
+        """Depth first: compute a large node's own stretch, yield its small children as branches, descend into the large."""
+        if node.size <= self.branch:
+            yield [flatten(node)]
+            return
+        self._stretch(job, node)
+        small = [child for child in node.children if child.size <= self.branch]
+        if small:
+            yield [flatten(child) for child in small]
+        for child in node.children:
+            if child.size > self.branch:
+                yield from self._walk(job, child)
+
+    def _stretch(self, job: _Job, node: Node) -> None:
+        """Put a node's keys and values on the path, in chunks, unless they stand there already."""
+        path = job.symbols[node.sequence][: node.stop]
+        known = shared_length(self.held, path)
+        read = self._asked_positions(job, node) + ([node.stop - 1] if node.ends else [])
+        known = min([known, *read])  # what is read here must run, also when it stands on the path
+        self.held = self.held[:known]
+        while known < node.stop:
+            stop = min(known + self.pack, node.stop)
+            ends = node.ends if stop == node.stop else []
+            try:
+                self._forward(job, known, [chain(node.sequence, known, stop, ends, node.members)], commit=True)
+            except RuntimeError as error:
+                self._halve(error, stop - known)
+                continue
+            known = stop
+            self.held = path[:known]
+
+    def _packs(self, job: _Job, branches: list[Branch]) -> None:
+        prefix = int(branches[0].symbol_at[0, 1])
+        queue = self._chunks(branches)
+        while queue:
+            pack = queue.pop(0)
+            try:
+                self._forward(job, prefix, pack)
+            except RuntimeError as error:
+                self._halve(error, sum(map(len, pack)), len(pack))
+                queue = self._chunks([b for p in [pack, *queue] for b in p])
+
+    def _chunks(self, branches: list[Branch]) -> list[list[Branch]]:
+        """Packs of about equal lengths, at most `self.pack` tokens each (a longer branch stands alone)."""
+        packs: list[list[Branch]] = []
+        tokens = 0
+        for branch in sorted(branches, key=len):
+            if not packs or tokens + len(branch) > self.pack:
+                packs.append([])
+                tokens = 0
+            packs[-1].append(branch)
+            tokens += len(branch)
+        return packs
+
+    def _halve(self, error: RuntimeError, tokens: int, branches: int = 2) -> None:
+        """After running out of memory: smaller packs from here on. Any other error, or nothing left to halve, is raised."""
+        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not short or branches < 2 or tokens < 2:
+            raise error
+        self.pack = max(1, tokens // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _fitting_pack(self) -> int:
+        """Tokens a pack by a memory estimate: activations, and float32 logits for a row of each token, within 1 GB (a tenth of a GPU)."""
+        config = self.llm.model.config.get_text_config()
+        wide = 10 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
+        token = wide * self.model.dtype.itemsize + config.vocab_size * (4 + self.model.dtype.itemsize)
+        free = 1e9 if self.device.type == "cpu" else 0.1 * torch.cuda.mem_get_info(self.device)[0]
+        return int(max(32, min(PACK.get(self.device.type, 512), free // token)))
+
+    # ------------------------------------------------------------------------------------ the forward pass
+
+    @contextmanager
+    def _cascading(self) -> Iterator[None]:
+        """The model with our attention function and the measured number of threads, and as it was afterwards."""
+        before, threads = self.model.config._attn_implementation, torch.get_num_threads()
+        self.model.set_attn_implementation(attention.NAME)
+        if self.llm.threads:
+            torch.set_num_threads(self.llm.threads)
+        try:
+            yield
+        except BaseException:
+            self.held = self.held[:0]  # a pass cut short may have left half a stretch
+            raise
+        finally:
+            self.model.set_attn_implementation(before)
+            torch.set_num_threads(threads)
+
+    def _forward(self, job: _Job, prefix: int, pack: list[Branch], commit: bool = False) -> None:
+        where = np.concatenate([b.symbol_at for b in pack])
+        layout = attention.Layout(pack, where[:, 1].copy(), self.device)
+        state = attention.Pass(self.path, layout, prefix, commit=commit)
+        starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
+        ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
+        asked = self._ask(job, state, pack, starts) if job.capture else []
+        logits = self._model(job, state, where, [at for _, at in ends])
+        job.computed += len(where)
+        if ends:
+            for (sequence, _), row in zip(ends, self._read(logits, job.ids)):
+                job.out[sequence] = row
+        if asked:
+            self._keep(job, state, asked, prefix)
+
+    def _model(
+        self, job: _Job | None, state: attention.Pass, where: np.ndarray, rows: list[int], new: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """Logits (len(rows), vocabulary) of one pack; `new` gives token ids directly while text is generated."""
+        embeds = (
+            self._embed(job, where)
+            if new is None
+            else self.model.get_input_embeddings()(torch.from_numpy(new).to(self.device))
+        )
+        keep = torch.as_tensor(rows or [0], device=self.device)
+        with attention.running(state):
+            out = self.model(
+                inputs_embeds=embeds[None],
+                position_ids=state.layout.positions[None],
+                attention_mask=None,
+                use_cache=False,
+                logits_to_keep=keep,
+            )
+        if not state.fired:
+            raise RuntimeError(f"{self.llm.name} did not call the engine's attention function")
+        return out.logits[0]
+
+    def _embed(self, job: _Job, where: np.ndarray) -> torch.Tensor:
+        """(tokens, width) input embeddings: the model's own for tokens, the injected vectors at slots."""
+        ids = np.array([job.prompts[s].ids[p] for s, p in where.tolist()])
+        is_slot = ids == SLOT
+        embeds = self.model.get_input_embeddings()(torch.from_numpy(np.where(is_slot, 0, ids)).to(self.device))
+        if is_slot.any():
+            rows = np.stack([job.prompts[s].vectors[job.slot_rows[s][p]] for s, p in where[is_slot].tolist()])
+            embeds[torch.from_numpy(np.flatnonzero(is_slot)).to(self.device)] = torch.from_numpy(rows).to(embeds)
+        return embeds
+
+    @staticmethod
+    def _read(logits: torch.Tensor, ids: torch.Tensor | None) -> np.ndarray:
+        logits = logits.float()
+        norm = logits.logsumexp(-1, keepdim=True)
+        return ((logits if ids is None else logits.index_select(-1, ids)) - norm).cpu().numpy()
+
+    # ------------------------------------------------------------------------------------ captured attention
+
+    @staticmethod
+    def _asked_positions(job: _Job, node: Node) -> list[int]:
+        """Positions inside a node's own stretch whose attention some sequence below asks for."""
+        if job.capture is None:
+            return []
+        at = {len(job.symbols[s]) + r for s in node.members for r in job.capture.rows}
+        return [p for p in at if node.start <= p < node.stop]
+
+    def _ask(self, job: _Job, state: attention.Pass, pack: list[Branch], starts: np.ndarray) -> list[tuple]:
+        """Mark the pack's asked tokens in `state`: a list of (sequence, row, place among the asked, ancestors in the branch)."""
+        assert job.capture is not None
+        wanted = []
+        for branch, start in zip(pack, starts.tolist()):
+            for sequence, last in branch.members or branch.ends:
+                path = branch.chain(last)
+                first = len(job.symbols[sequence]) - int(branch.symbol_at[path[0], 1])
+                for row in job.capture.rows:
+                    if 0 <= first + row < len(path):
+                        step = first + row
+                        wanted.append((sequence, row, start + path[step], path[: step + 1]))
+        if not wanted:
+            return []
+        flat = sorted({w[2] for w in wanted})
+        state.asked = torch.tensor(flat, device=self.device)
+        state.layers = None if job.capture.layers is None else frozenset(job.capture.layers)
+        if job.capture.columns is not None:
+            columns = [c for c in job.capture.columns if c < state.prefix]
+            state.columns = torch.tensor(columns, dtype=torch.int64, device=self.device)
+        return [(sequence, row, flat.index(f), path) for sequence, row, f, path in wanted]
+
+    def _keep(self, job: _Job, state: attention.Pass, asked: list[tuple], prefix: int) -> None:
+        """Lay the kept weights out over each sequence's own columns."""
+        assert job.capture is not None
+        weights = torch.stack(
+            [state.kept[layer] for layer in sorted(state.kept)]
+        ).numpy()  # layers, heads, asked, columns
+        before = weights.shape[-1] - state.layout.length
+        for sequence, row, place, path in asked:
+            full = np.zeros((*weights.shape[:2], len(job.symbols[sequence])), np.float32)
+            seen = range(prefix) if job.capture.columns is None else [c for c in job.capture.columns if c < prefix]
+            full[..., list(seen)] = weights[:, :, place, :before]
+            full[..., prefix : prefix + len(path)] = weights[:, :, place, before:][..., path]
+            job.attention[sequence, row] = full if job.capture.columns is None else full[..., list(job.capture.columns)]
+
+    def _trace(self, job: _Job, sequence: int) -> Trace:
+        assert job.capture is not None
+        first = job.attention[sequence, job.capture.rows[0]]
+        layers = job.capture.layers or tuple(range(first.shape[0]))
+        columns = job.capture.columns or tuple(range(len(job.symbols[sequence])))
+        rows = np.stack([job.attention[sequence, r] for r in job.capture.rows], 2)
+        return Trace(rows, tuple(sorted(layers)), job.capture.rows, columns)
+
+    # ------------------------------------------------------------------------------------ generation
+
+    @staticmethod
+    def _group(job: _Job, order: list[int]) -> tuple[list[int], int]:
+        """The first prompts of a sorted list that share at least half of themselves, and how much they share."""
+        first = job.symbols[order[0]]
+        group, share = [order[0]], len(first) - 1
+        for other in order[1:]:
+            common = min(shared_length(first, job.symbols[other]), len(first) - 1, len(job.symbols[other]) - 1)
+            if 2 * common < len(job.symbols[other]):
+                break
+            group.append(other)
+            share = min(share, common)
+        return group, share
+
+    def _decode(self, job, prefix, pack, out, most, temperature, seed, stop) -> None:
+        """Extend every branch of a pack token by token; a branch leaves the pack when it meets a stop id."""
+        rows = [b.ends[0][0] for b in pack]
+        draws = {s: np.random.default_rng([seed, s]) for s in rows} if temperature > 0 else {}
+        where = np.concatenate([b.symbol_at for b in pack])
+        lengths = [len(b) for b in pack]
+        layout = attention.Layout(pack, where[:, 1].copy(), self.device)
+        own = attention.OwnCache(layout, lengths)
+        state = attention.Pass(self.path, layout, prefix, own=own)
+        logits = self._model(job, state, where, (np.cumsum(lengths) - 1).tolist())
+        job.computed += len(where)
+        for step in range(most):
+            chosen = [_choose(row, temperature, draws.get(s)) for s, row in zip(rows, logits.float().cpu().numpy())]
+            going = [i for i, token in enumerate(chosen) if token not in stop]
+            for i in going:
+                out[rows[i]].append(chosen[i])
+            rows = [rows[i] for i in going]
+            if not rows or step == most - 1:
+                return
+            own.select(going)
+            positions = np.array([len(job.symbols[s]) + step for s in rows])
+            layout = attention.Layout([chain(s, 0, 1) for s in rows], positions, self.device)
+            own.step(layout)
+            state = attention.Pass(self.path, layout, prefix, own=own)
+            new = np.array([chosen[i] for i in going])
+            logits = self._model(job, state, where, list(range(len(rows))), new)
+            job.computed += len(rows)
+
+
+def _choose(logits: np.ndarray, temperature: float, draw: np.random.Generator | None) -> int:
+    """The most probable token, or one sampled at `temperature` (Gumbel maximum)."""
+    if draw is None:
+        return int(logits.argmax())
+    return int((logits / temperature + draw.gumbel(size=logits.shape)).argmax())

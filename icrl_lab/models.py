@@ -1,0 +1,259 @@
+"""Load a causal language model, and prove what the lab relies on.
+
+Owns where a model comes from (the embedded default, a hub name, a folder, a GGUF file), its dtype and number of threads,
+and the proof at load. It never runs foreign code unless asked and never reads a pickle. What is done with the model
+is the engine's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icrl_lab import fetch
+from icrl_lab.errors import MissingExtra, ModelError, StudyError, nearest
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SLOW = 100.0  # tokens a second: below this in float32, a CPU that is faster in bfloat16 uses it
+
+
+@dataclass(eq=False)
+class LLM:
+    """A frozen causal language model, ready for the engine.
+
+    width, context  length of an input embedding; tokens it reads at most
+    revision        a hash of its configuration and of weights read from it, which names it in caches and manifests
+    measured        what was measured at load: tokens/s by dtype, seconds by threads
+    proof           what was proved at load, each with its number
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    context: int
+    threads: int | None = None
+    revision: str = ""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    proof: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def space(self) -> str:
+        """The name of the model's input space."""
+        return f"llm:{self.name}@{self.revision}"
+
+    @property
+    def width(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        return self.model.device.type
+
+    def embed(self, ids) -> np.ndarray:
+        """(n, width) float32: the input embeddings of token ids as the model sees them (Gemma scales its table)."""
+        import torch
+
+        with torch.inference_mode():
+            ids = torch.tensor(np.asarray(ids, np.int64), device=self.model.device)
+            return self.model.get_input_embeddings()(ids).float().cpu().numpy()
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """(V, width) float32: all input embeddings; computed at each call."""
+        return self.embed(np.arange(self.model.get_input_embeddings().weight.shape[0]))
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r}, {self.dtype}, {self.device}, width {self.width}, context {self.context})"
+
+
+def load_llm(
+    name: str = "smollm2-135m",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    prove: bool = True,
+    progress: bool | None = None,
+) -> LLM:
+    """Load a model by the name of an embedded default, a folder, a `.gguf` file or a hub name.
+
+    dtype    "auto": bfloat16 on a GPU; on a CPU float32, the scientific default, unless float32 is measured to be
+             slower than 100 tokens a second and bfloat16 is faster
+    device   "auto": CUDA where there is one
+    threads  None: the fastest of the possible counts, by a short measurement
+    prove    check what the lab relies on; a model that fails is refused with the reason
+
+    Raises ModelError when the model cannot be had or fails the proof, StudyError for an unknown dtype or device.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise StudyError(f"dtype {dtype!r} is unknown; {nearest(dtype, DTYPES)}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise StudyError(f"device {device!r} is unknown; valid: auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device here; use device='cpu'")
+    device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    first = {"auto": torch.bfloat16 if device == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
+    model, tokenizer = _read(name, first, trust_remote_code, progress)
+    model = model.to(device).eval().requires_grad_(False)
+    measured: dict[str, Any] = {}
+    if device == "cpu":
+        threads, measured = _measure(model, threads)
+        if dtype == "auto" and measured["tokens/s"]["float32"] < min(SLOW, measured["tokens/s"]["bfloat16"]):
+            model = model.to(torch.bfloat16)
+    return wrap(name, model, tokenizer, threads=threads, measured=measured, prove=prove)
+
+
+def wrap(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    *,
+    threads: int | None = None,
+    measured: Mapping | None = None,
+    prove: bool = True,
+) -> LLM:
+    """An LLM from a transformers model and tokenizer that are already in memory."""
+    config = model.config.get_text_config()
+    context = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    llm = LLM(name, model.eval(), tokenizer, context, threads, _revision(model), measured or {})
+    if prove:
+        from icrl_lab.engine.proof import prove as proof
+
+        llm.proof = proof(llm)
+    return llm
+
+
+def _read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any, Any]:
+    """The model and tokenizer of a name, whatever kind of name it is."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = Path(name).expanduser()
+    try:
+        if name in fetch.EMBEDDED:
+            return _from_folder(str(_dense_copy(name, progress)), dtype, trust)
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise ModelError(f"there is no model file {name}; give a .gguf file, a folder or a hub name")
+            return _from_gguf(path, dtype)
+        if path.is_dir():
+            return _from_folder(str(path), dtype, trust)
+        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ModelError(f"there is no model folder {name}; save one with save_pretrained, or give a hub name")
+        return _from_folder(name, dtype, trust)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        known = ", ".join(fetch.EMBEDDED)
+        raise ModelError(
+            f"the model {name!r} cannot be had: {first.rstrip('.')}; embedded: {known}; else a folder, a .gguf file or a hub name"
+        ) from error
+
+
+def _from_folder(name: str, dtype: Any, trust: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust, use_safetensors=True)
+    return model, tokenizer
+
+
+def _from_gguf(path: Path, dtype: Any) -> tuple[Any, Any]:
+    """A GGUF file, with its blocks turned into a dense model: packed blocks would be paid for at every product."""
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError:
+        raise MissingExtra('a GGUF file needs the "models" extra: pip install "icrl-lab[models]"') from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, file = str(path.parent), path.name
+    quantization = GgufConfig(gguf_file=file, dequantize=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=quantization, dtype=dtype)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # it is dense now, and must not say otherwise when it is saved
+    return model, tokenizer
+
+
+def _dense_copy(name: str, progress: bool | None) -> Path:
+    """The folder of an embedded model as float32 safetensors: made once from its GGUF, loaded in a fraction of a second after."""
+    import shutil
+
+    import torch
+
+    path = fetch.gguf(name, progress=progress)
+    folder = path.parent / "dense"
+    if not (folder / "done").is_file():
+        part = path.parent / f"dense.{os.getpid()}.part"
+        model, tokenizer = _from_gguf(path, torch.float32)
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / "done").write_text(fetch.EMBEDDED[name].sha256)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    return folder
+
+
+def _measure(model: Any, threads: int | None) -> tuple[int, dict[str, Any]]:
+    """Threads that make a product of this model's size fastest, and tokens/s of its matrix products in float32 and bfloat16.
+
+    A product of 256 tokens with one layer's up-projection is timed (median of 5): it takes 0.1 s and ranks what the model will do.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    parameters = sum(p.numel() for p in model.parameters())
+    before = torch.get_num_threads()
+
+    def seconds(count: int, dtype: Any) -> float:
+        torch.set_num_threads(count)
+        x, w = torch.randn(256, hidden, dtype=dtype), torch.randn(inner, hidden, dtype=dtype)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            for _ in range(4):
+                torch.nn.functional.linear(x, w)
+            times.append((time.perf_counter() - start) / 4)
+        return float(np.median(times[1:]))
+
+    try:
+        possible = (
+            sorted({1, max(1, (os.cpu_count() or 1) // 2), len(os.sched_getaffinity(0))})
+            if threads is None
+            else [threads]
+        )
+        by_threads = {n: seconds(n, torch.float32) for n in possible}
+        best = min(by_threads, key=by_threads.__getitem__)
+        rate = {
+            str(d).removeprefix("torch."): 256 * hidden * inner / seconds(best, d) / parameters
+            for d in (torch.float32, torch.bfloat16)
+        }
+    finally:
+        torch.set_num_threads(before)
+    return best, {"tokens/s": {k: round(v, 1) for k, v in rate.items()}, "seconds by threads": by_threads}
+
+
+def _revision(model: Any) -> str:
+    """12 hex digits over the configuration and a sample of every weight."""
+    config = model.config.get_text_config().to_dict()
+    where = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # where it came from is not what it is
+    digest = hashlib.sha256(repr(sorted((k, v) for k, v in config.items() if k not in where)).encode())
+    for key, weight in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(weight.flatten()[:: max(1, weight.numel() // 64)][:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,281 @@
+"""The engine's theorems, on four families: grouped queries, head norms, sliding windows, soft caps."""
+
+import numpy as np
+import pytest
+import torch
+
+from icrl_lab.engine import Engine, attention
+from icrl_lab.engine.proof import plain
+from icrl_lab.engine.tree import build, flatten, shared_length, symbols
+from icrl_lab.errors import DataError, ModelError
+from icrl_lab.values import SLOT, Capture, Rendered
+
+NEAR = 2e-5
+
+
+def prompts(llm, seed=0, prefix=40, tails=(1, 4, 9, 2, 6), slots=True, deep=True):
+    """Prompts with a shared prefix that holds vectors, unequal tails with vectors of their own, and branches inside the tails."""
+    rng = np.random.default_rng(seed)
+    draw = lambda n: rng.integers(3, 97, n)  # noqa: E731
+    vector = lambda n: rng.standard_normal((n, llm.width)).astype(np.float32)  # noqa: E731
+    head, head_vectors = draw(prefix), vector(2)
+    head[[5, 17]] = SLOT
+    out = []
+    for length in tails:
+        tail, own = draw(length), vector(1)
+        if length > 1:
+            tail[0] = SLOT
+        stacked = np.concatenate([head_vectors, own]) if length > 1 else head_vectors
+        ids = np.concatenate([head, tail])
+        if not slots:
+            ids, stacked = np.where(ids == SLOT, 7, ids), stacked[:0]
+        out.append(Rendered(ids, stacked))
+    if deep:
+        out += [out[2].extend(extra) for extra in ([11], [12, 13], [12, 14, 15])]
+    return out
+
+
+def reference(llm, many):
+    return np.stack([plain(llm, p) for p in many])
+
+
+def test_equals_the_plain_forward(tiny):
+    many = prompts(tiny)
+    assert np.abs(Engine(tiny, branch=32).run(many).logprobs - reference(tiny, many)).max() < NEAR
+
+
+@pytest.mark.parametrize("pack,branch", [(1, 1), (7, 3), (16, 64), (512, 0), (33, 256)])
+def test_results_do_not_depend_on_packs(tiny, pack, branch):
+    many = prompts(tiny, seed=1)
+    run = Engine(tiny, pack=pack, branch=branch).run(many)
+    assert np.abs(run.logprobs - reference(tiny, many)).max() < NEAR
+    assert run.computed == build([symbols(p) for p in many]).size  # the prefix tree's optimum, whatever the packs
+
+
+def test_order_and_repeats_change_nothing(tiny):
+    many = prompts(tiny, seed=2)
+    engine = Engine(tiny, branch=32)
+    forward = engine.run(many).logprobs
+    turned = engine.run([*many[::-1], many[0]])
+    assert np.abs(turned.logprobs[:-1][::-1] - forward).max() < NEAR
+    assert (turned.logprobs[-1] == turned.logprobs[-2]).all()  # equal prompts are one node
+
+
+def test_queries_of_a_pack_are_isolated_bitwise(tiny):
+    many = prompts(tiny, seed=3, tails=(5, 5, 5, 5), deep=False)
+    other = [*many[:2], Rendered(many[2].ids, np.concatenate([many[2].vectors[:2], -3 * many[2].vectors[2:]])), many[3]]
+    engine = Engine(tiny, branch=8)
+    # the same place in the pack: sort order depends on the symbols, so compare as a permutation of equal lengths
+    a, b = engine.run(many).logprobs, Engine(tiny, branch=8).run(other).logprobs
+    assert (a[[0, 1, 3]] == b[[0, 1, 3]]).all()
+    assert np.abs(a[2] - b[2]).max() > 1e-3
+
+
+def test_own_embedding_is_the_token(tiny):
+    text = prompts(tiny, seed=4, slots=False)
+    injected = []
+    for p in text:
+        ids = p.ids.copy()
+        at = [3, len(p) - 1]
+        ids[at] = SLOT
+        injected.append(Rendered(ids, tiny.embed(p.ids[at])))
+    engine = Engine(tiny)
+    assert np.abs(engine.run(injected).logprobs - engine.run(text).logprobs).max() < NEAR
+
+
+def test_one_prompt_longer_than_a_pack(tiny):
+    many = prompts(tiny, seed=5, prefix=150, tails=(3,), deep=False)
+    assert np.abs(Engine(tiny, pack=32, branch=16).run(many).logprobs - reference(tiny, many)).max() < NEAR
+
+
+def test_a_kept_path_is_used_and_right(tiny):
+    many = prompts(tiny, seed=6)
+    engine = Engine(tiny, branch=32)
+    first = engine.run(many)
+    again = engine.run([p.extend([5]) for p in many])
+    assert again.computed <= build([symbols(p.extend([5])) for p in many]).size - 40  # the prefix was there
+    assert np.abs(again.logprobs - reference(tiny, [p.extend([5]) for p in many])).max() < NEAR
+    other = prompts(tiny, seed=7)
+    assert np.abs(engine.run(other).logprobs - reference(tiny, other)).max() < NEAR
+    assert np.abs(engine.run(many).logprobs - first.logprobs).max() < NEAR
+
+
+def test_prompt_that_is_a_prefix_of_another(tiny):
+    long = prompts(tiny, seed=8, tails=(9,), deep=False)[0]
+    cut = [Rendered(long.ids[:n], long.vectors[: (long.ids[:n] == SLOT).sum()]) for n in (12, 30, len(long))]
+    for branch in (1, 16, 256):
+        assert np.abs(Engine(tiny, branch=branch).run(cut).logprobs - reference(tiny, cut)).max() < NEAR
+
+
+def test_read_at_ids_is_normalised_over_the_vocabulary(tiny):
+    many = prompts(tiny)
+    engine = Engine(tiny)
+    full = engine.next_token(many)
+    assert np.abs(np.exp(full).sum(1) - 1).max() < 1e-5
+    assert np.abs(engine.next_token(many, ids=[44, 3]) - full[:, [44, 3]]).max() < NEAR
+
+
+def eager(llm, prompt):
+    """(layers, heads, T, T) attention by the model's own eager path."""
+    before = llm.model.config._attn_implementation
+    llm.model.set_attn_implementation("eager")
+    try:
+        ids = torch.tensor(np.where(prompt.ids == SLOT, 0, prompt.ids))
+        embeds = llm.model.get_input_embeddings()(ids)
+        embeds[torch.tensor(np.flatnonzero(prompt.ids == SLOT))] = torch.tensor(prompt.vectors)
+        with torch.inference_mode():
+            out = llm.model(inputs_embeds=embeds[None], output_attentions=True, use_cache=False)
+    finally:
+        llm.model.set_attn_implementation(before)
+    return torch.cat(out.attentions).numpy()
+
+
+@pytest.mark.parametrize("branch", [4, 32, 256])
+def test_captured_rows_equal_eager_attention(tiny, branch):
+    many = prompts(tiny, seed=9)
+    rows = (-1, -3, -30)  # in the tail, in tail or prefix, in the prefix
+    run = Engine(tiny, branch=branch, pack=64).run(many, capture=Capture(rows))
+    for prompt, trace in zip(many, run.traces):
+        full = eager(tiny, prompt)[:, :, [len(prompt) + r for r in rows]]
+        assert trace.attention.shape == full.shape
+        assert np.abs(trace.attention - full).max() < 5e-6  # weights this sharp; 1e-6 on a trained model
+    assert np.abs(run.logprobs - reference(tiny, many)).max() < NEAR
+
+
+def test_captured_columns_and_layers_are_a_slice(tiny):
+    many = prompts(tiny, seed=10)
+    engine = Engine(tiny, branch=32)
+    whole = engine.run(many, capture=Capture((-1, -2))).traces
+    some = engine.run(many, capture=Capture((-1, -2), columns=(5, 17, 40), layers=(0, 2))).traces
+    for a, b in zip(whole, some):
+        assert b.attention.shape == (2, 6, 2, 3) and b.layers == (0, 2)
+        assert np.abs(a.attention[[0, 2]][..., [5, 17, 40]] - b.attention).max() < 5e-6
+
+
+def test_capture_outside_a_prompt_is_refused(llama):
+    with pytest.raises(DataError, match="capture rows"):
+        Engine(llama).run(prompts(llama), capture=Capture((-500,)))
+
+
+def test_generation_is_the_plain_greedy_loop(tiny):
+    many = prompts(tiny, seed=11, tails=(1, 4, 9, 2))
+    got = Engine(tiny).generate(many, 6)
+    for prompt, tokens in zip(many, got):
+        for token in tokens:
+            assert token == int(plain(tiny, prompt).argmax())
+            prompt = prompt.extend([token])
+
+
+def test_generation_stops_and_samples_by_seed(llama):
+    many = prompts(llama, seed=12)
+    engine = Engine(llama)
+    greedy = engine.generate(many, 5)
+    stopped = engine.generate(many, 5, stop_ids=[g[2] for g in greedy])
+    for g, s in zip(greedy, stopped):
+        assert s == g[: len(s)] and len(s) <= 2
+    hot = [engine.generate(many, 5, temperature=1.5, seed=s) for s in (3, 3, 4)]
+    assert hot[0] == hot[1] != hot[2]
+    assert Engine(llama, pack=8).generate(many, 5, temperature=1.5, seed=3) == hot[0]
+
+
+def test_the_model_is_the_same_afterwards_also_after_an_error(llama, monkeypatch):
+    before = (llama.model.config._attn_implementation, torch.get_num_threads())
+    many = prompts(llama)
+    engine = Engine(llama, branch=16)
+    expected = engine.run(many).logprobs
+    monkeypatch.setattr(attention, "_prefix", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(ValueError, match="broken"):
+        engine.run(prompts(llama, seed=99))
+    monkeypatch.undo()
+    assert (llama.model.config._attn_implementation, torch.get_num_threads()) == before
+    assert np.abs(engine.run(many).logprobs - expected).max() < NEAR
+
+
+def test_out_of_memory_halves_the_pack_and_goes_on(llama, monkeypatch):
+    many = prompts(llama, tails=(5,) * 12)
+    engine = Engine(llama, branch=8, pack=60)
+    real = engine._forward
+
+    def short(job, prefix, pack, commit=False):
+        if sum(map(len, pack)) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        real(job, prefix, pack, commit)
+
+    monkeypatch.setattr(engine, "_forward", short)
+    assert np.abs(engine.run(many).logprobs - reference(llama, many)).max() < NEAR
+    assert engine.pack <= 20
+    monkeypatch.setattr(engine, "_forward", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+    with pytest.raises(RuntimeError, match="shape"):
+        engine.run(prompts(llama, seed=50))
+
+
+def test_prompts_that_cannot_be_run_are_refused(llama):
+    with pytest.raises(DataError, match="reads 512"):
+        Engine(llama).run([Rendered(np.full(513, 5), np.zeros((0, 48)))])
+    with pytest.raises(DataError, match="width 47"):
+        Engine(llama).run([Rendered([5, SLOT], np.zeros((1, 47)))])
+    with pytest.raises(DataError, match="empty"):
+        Engine(llama).run([Rendered([], np.zeros((0, 48)))])
+
+
+def test_a_model_that_breaks_the_proof_is_refused(monkeypatch):
+    from tests.conftest import tiny_llm
+
+    assert tiny_llm("llama", prove=True).proof["engine against plain"] < NEAR
+    monkeypatch.setattr(attention, "_merge", lambda a, la, b, lb: (a.float(), la))  # forgets the prefix
+    with pytest.raises(ModelError, match="refused"):
+        tiny_llm("llama", prove=True)
+
+
+# ----------------------------------------------------------------------------------------------- the tree
+
+
+def test_tree_counts_distinct_prefixes():
+    rng = np.random.default_rng(0)
+    many = [rng.integers(0, 3, rng.integers(1, 9)) for _ in range(200)]
+    root = build(many)
+    assert root.size == len({tuple(s[:n].tolist()) for s in many for n in range(1, len(s) + 1)})
+    ends = []
+
+    def visit(node):
+        ends.extend(node.ends)
+        for child in node.children:
+            visit(child)
+
+    visit(root)
+    assert sorted(ends) == list(range(200))
+
+
+def test_flattened_branch_reads_each_sequence_back():
+    rng = np.random.default_rng(1)
+    many = [rng.integers(0, 2, rng.integers(1, 7)) for _ in range(40)]
+    branch = flatten(build(many))
+    for sequence, at in branch.ends:
+        path = branch.chain(at)
+        assert [many[branch.symbol_at[i, 0]][branch.symbol_at[i, 1]] for i in path] == many[sequence].tolist()
+        assert np.flatnonzero(branch.ancestors()[at]).tolist() == path
+
+
+def test_symbols_tell_vectors_apart():
+    vectors = np.random.default_rng(2).standard_normal((3, 5)).astype(np.float32)
+    a, b = Rendered([1, SLOT, 2], vectors[:1]), Rendered([1, SLOT, 2], vectors[1:2])
+    assert symbols(a)[1] < 0 and symbols(a)[1] != symbols(b)[1]
+    assert shared_length(symbols(a), symbols(b)) == 1
+    assert (symbols(a) == symbols(Rendered([1, SLOT, 2], vectors[:1].copy()))).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype,near", [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_the_theorems_on_a_gpu(dtype, near):
+    from tests.conftest import tiny_llm
+
+    for family in ("llama", "qwen3", "gemma3", "gemma2"):
+        llm = tiny_llm(family, device="cuda", dtype=dtype)
+        many = prompts(llm)
+        run = Engine(llm, branch=32).run(many, capture=Capture((-1, -3, -30)))
+        assert np.abs(run.logprobs - reference(llm, many)).max() < near
+        assert max(np.abs(t.attention.sum(-1) - 1).max() for t in run.traces) < near
+        a = Engine(llm, branch=8).run(many[:3]).logprobs
+        other = [*many[:2], Rendered(many[2].ids, -many[2].vectors)]
+        assert np.abs(Engine(llm, branch=8).run(other).logprobs[:2] - a[:2]).max() < near
