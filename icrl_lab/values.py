@@ -22,6 +22,8 @@ from icrl_lab.files import atomic
 
 
 def _frozen(array: Any, dtype: Any = None) -> np.ndarray:
+    if type(array) is np.ndarray and array.base is None and not array.flags.writeable and dtype in (None, array.dtype):
+        return array  # frozen before, e.g. by the value that `replace` started from: shared, not copied
     out = np.array(array, dtype=dtype)  # a copy: nobody else holds a writable view of it
     out.flags.writeable = False
     return out
@@ -112,7 +114,7 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """"regression" or "classification"."""
+        """ "regression" or "classification"."""
         return "regression" if self.targets is not None else "classification"
 
     def __len__(self) -> int:
@@ -246,7 +248,9 @@ class SlotMap:
         """Write one safetensors file; names, spaces and recipe stand in its metadata."""
         from safetensors.numpy import save_file
 
-        tensors = {f"{i}.{s.op}.{k}": np.ascontiguousarray(v) for i, s in enumerate(self.steps) for k, v in s.arrays.items()}
+        tensors = {
+            f"{i}.{s.op}.{k}": np.ascontiguousarray(v) for i, s in enumerate(self.steps) for k, v in s.arrays.items()
+        }
         head = {
             "name": self.name,
             "source": self.source,

@@ -1,0 +1,75 @@
+"""Classes as options: the exact probability of each label's text, if wished per token or against a content-free prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from icrl_lab.answers.distributions import Choice
+from icrl_lab.answers.numbers import generated
+from icrl_lab.answers.parse import parse_option
+from icrl_lab.answers.tries import label_logprobs
+from icrl_lab.values import Rendered
+
+
+def score_options(
+    engine: Any,
+    prompts: Sequence[Rendered],
+    options: Sequence[str],
+    tokenizer: Any,
+    *,
+    end: str = "\n",
+    per_token: bool = False,
+    content_free: Sequence[Rendered] = (),
+) -> list[Choice]:
+    """The distribution over the options (the labels as the shots write them) behind each prompt.
+
+    end           the text behind a label, scored only where one option begins another
+    per_token     divide a label's log-probability by its tokens
+    content_free  prompts whose query says nothing; the mean log-probability behind them is subtracted (contextual
+                  calibration, Zhao et al. 2021)
+
+    `mass` is the probability of all options together, before any of that.
+    """
+    options = tuple(options)
+    if not prompts:
+        return []
+    logp, length = label_logprobs(engine, [*prompts, *content_free], tokenizer, options, end)
+    score = logp / length if per_token else logp
+    n = len(prompts)
+    prior = score[n:].mean(axis=0) if content_free else np.zeros(len(options))
+    return [_choice(options, score[i] - prior, logp[i]) for i in range(n)]
+
+
+def _choice(options: tuple[str, ...], score: np.ndarray, logp: np.ndarray) -> Choice:
+    if np.isnan(score).any() or np.isposinf(score).any():
+        return Choice.failed(options, "the model's probabilities are not finite")
+    mass = float(np.exp(logp).sum())
+    if np.isneginf(score).all():
+        return Choice.failed(options, "no option has any probability", mass=mass)
+    probs = np.exp(score - score.max())
+    return Choice(options, probs, mass, options[int(np.argmax(probs))])
+
+
+def decode_options(
+    engine: Any,
+    prompts: Sequence[Rendered],
+    options: Sequence[str],
+    tokenizer: Any,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_new_tokens: int = 24,
+) -> list[Choice]:
+    """The option that the generated text names; text that names none, or several, is a failure."""
+    options = tuple(options)
+    out = []
+    for text in generated(engine, prompts, tokenizer, options, temperature, seed, max_new_tokens):
+        named = parse_option(text, options)
+        hot = np.array([o == named for o in options], np.float64)
+        out.append(
+            Choice.failed(options, "no option in the text", text) if named is None else Choice(options, hot, raw=text)
+        )
+    return out

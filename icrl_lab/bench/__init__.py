@@ -1,0 +1,88 @@
+"""The performance table: every way to ask many queries after one prefix, in one run, beside what the cost model predicts.
+
+`run` measures, `table` prints, and neither hides a limit that is missed. All rows see the same model, prompts and threads,
+and are measured in turn, round after round, so that a machine that slows down slows all of them. The prefix is always
+computed inside the measured time; loading never is. Slow rows are measured on a part of the queries (`measured on`), and a
+row with a shared prefix counts prefix + N x a query. Nothing here is used by any other room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from icrl_lab.bench.table import table
+from icrl_lab.errors import DataError, StudyError
+
+if TYPE_CHECKING:
+    from icrl_lab.models import LLM
+
+__all__ = ["run", "table"]
+
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+
+
+def run(
+    device: str = "cpu",
+    geometry: str = "smollm2-135m",
+    *,
+    quick: bool = False,
+    dtype: str | None = None,
+    peers: Mapping[str, str] | None = None,
+    llm: LLM | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Measure everything; a dict that goes into JSON as it is: machine, settings, cases (rows and limits), trees, exactness.
+
+    geometry  a name of `bench.geometry.GEOMETRIES`; weights are random unless an `llm` of that geometry is handed in
+    quick     fewer rounds and queries, and a smaller tree
+    dtype     float32 on a CPU and bfloat16 on a GPU where None; on a CPU in float32, ours is measured in bfloat16 besides
+    peers     name -> python interpreter of an environment that has it: "llama-cpp", "vllm"
+    progress  a progress bar on stderr; None: where it is a terminal
+
+    Raises StudyError for an unknown geometry, dtype, device or peer, ModelError where there is no such device.
+    """
+    from icrl_lab.bench import cases, exact, measure
+    from icrl_lab.bench import geometry as geometries
+    from icrl_lab.bench import peers as others
+
+    shape = geometries.geometry(geometry)
+    if device not in DTYPES:
+        raise StudyError(f"device {device!r} is unknown; valid: cpu, cuda")
+    dtype = dtype or DTYPES[device]
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise StudyError(f"dtype {dtype!r} is unknown; valid: float32, bfloat16, float16")
+    others.check(peers or {})
+    plan = cases.Plan.of(shape, device, quick, seed)
+    bar = cases.Bar(progress)
+    bar.say("making the model")
+    llm = llm or geometries.make(geometry, device, dtype, seed)
+    if llm.device != device or llm.dtype != dtype:
+        raise DataError(f"{llm.name} is on {llm.device} in {llm.dtype}, but the run asks for {device} and {dtype}")
+    models = [llm]
+    if device == "cpu" and dtype == "float32":
+        models.append(geometries.cast(llm, "bfloat16"))
+    with cases.threads(llm):
+        rates = [measure.product_rate(m, measure.Meter(device)) for m in models]
+        measured = [cases.case(models, rates, plan, *shape_case, bar) for shape_case in plan.cases]
+        trees = cases.trees(llm, plan, bar)
+        accuracy = exact.exactness(llm, plan, bar)
+    if peers:
+        for case in measured:
+            others.add(case, llm, plan, peers, bar)
+    bar.close()
+    return {
+        "geometry": geometry,
+        "dtype": dtype,
+        "quick": quick,
+        "threads": llm.threads,
+        "weights": "random" if llm.name == geometry else llm.name,
+        "machine": measure.machine(device),
+        "product rate": {
+            m.dtype: {"wall GFLOP/s": wall / 1e9, "CPU GFLOP/s": cpu / 1e9} for m, (wall, cpu) in zip(models, rates)
+        },
+        "cases": measured,
+        "trees": trees,
+        "exactness": accuracy,
+    }

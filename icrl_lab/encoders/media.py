@@ -1,0 +1,72 @@
+"""Images and sound as the models' preprocessors want them: RGB images, and mono float32 at one rate."""
+
+from __future__ import annotations
+
+import os
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icrl_lab.errors import DataError, MissingExtra
+
+
+def to_image(item: Any) -> Any:
+    """An RGB PIL image of a path, a PIL image, or an array (h, w), (h, w, 3) of 0..255 or (floats) of 0..1."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise MissingExtra("images need pillow: pip install pillow") from None
+    if isinstance(item, (str, os.PathLike)):
+        try:
+            with Image.open(item) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            raise DataError(f"there is no image file {str(item)!r}") from None
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{str(item)!r} cannot be read as an image: {error}") from None
+    if isinstance(item, Image.Image):
+        return item.convert("RGB")
+    array = np.asarray(item)
+    if (
+        array.dtype.kind not in "biuf"
+        or not array.size
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
+    ):
+        raise DataError(f"an image is an array (h, w) or (h, w, 3), not {array.dtype} of shape {array.shape}")
+    if array.dtype.kind in "fb":
+        array = array.astype(np.float64) * 255
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255):
+        raise DataError("an image's numbers are whole, 0 to 255, or fractions, 0 to 1")
+    return Image.fromarray(np.rint(array).astype(np.uint8)).convert("RGB")
+
+
+def sound(item: Any, rate: int, array_rate: int | None = None) -> np.ndarray:
+    """(samples,) float32 at `rate` of a .wav path (channels averaged), or of a 1-d array at `array_rate`."""
+    if isinstance(item, (str, os.PathLike)):
+        from scipy.io import wavfile
+
+        try:
+            own, wave = wavfile.read(Path(item).expanduser())
+        except FileNotFoundError:
+            raise DataError(f"there is no sound file {str(item)!r}") from None
+        except Exception as error:  # scipy's reader throws whatever a damaged header leads it to
+            raise DataError(f"{str(item)!r} cannot be read as a .wav file: {error}") from None
+        if wave.dtype == np.uint8:  # 8-bit sound is unsigned
+            wave = (wave - 128.0) / 128.0
+        elif wave.dtype.kind == "i":
+            wave = wave / 2.0 ** (8 * wave.dtype.itemsize - 1)
+        wave = wave.mean(1) if wave.ndim == 2 else wave
+    else:
+        own, wave = array_rate or rate, np.asarray(item)
+        if wave.ndim != 1 or wave.dtype.kind not in "iuf":
+            raise DataError(f"sound is a 1-d array of samples, not {wave.dtype} of shape {wave.shape}")
+    if not wave.size or not np.isfinite(wave).all():
+        raise DataError("the sound is empty or has a NaN or an infinity")
+    if own != rate:
+        from scipy.signal import resample_poly
+
+        common = gcd(int(own), int(rate))
+        wave = resample_poly(wave.astype(np.float64), rate // common, int(own) // common)
+    return np.ascontiguousarray(wave, np.float32)

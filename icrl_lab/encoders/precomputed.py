@@ -1,0 +1,143 @@
+"""Vectors somebody computed elsewhere: `.npz` and `.parquet` with ids.
+
+Pickled objects are refused. A file that is cut, foreign or lacks an id is one sentence, whatever its parser threw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icrl_lab.errors import DataError, IcrlError, StudyError
+from icrl_lab.files import sha256
+from icrl_lab.values import Vectors
+
+SUFFIXES = (".npz", ".parquet")
+NAMES = ("values", "vectors", "embeddings")  # what the array of vectors may be called
+ID_NAMES = ("id", "ids")
+
+
+def read(path: str | Path, id_column: str | None = None, columns: Sequence[str] | None = None) -> Vectors:
+    """Vectors of every item in a file.
+
+    .npz      arrays `ids` (n) and `values`, `vectors` or `embeddings` (n, d) or (n, slots, d); with `space`, as
+              `Vectors.save` writes it, that space, else "file:<name>@<hash of the file>"
+    .parquet  `id_column` (else a column `id` or `ids`, else the only column of strings), and `columns`, or the only
+              column of lists, or else every numeric column. A target left among those would be read as a vector
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise DataError(
+            f"{path}: vectors are read from {' or '.join(SUFFIXES)}, not from {path.suffix or 'this'!r} files"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".npz" and (id_column is not None or columns is not None):
+        raise StudyError(f"{path}: id_column and columns are for .parquet; an .npz has the arrays ids and values")
+    try:
+        values, ids, space = _npz(path) if path.suffix == ".npz" else _parquet(path, id_column, columns)
+        return Vectors(values, ids, space or f"file:{path.stem}@{sha256(path)[:12]}")
+    except IcrlError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except Exception as error:  # a damaged file makes its parser raise anything at all
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path} cannot be read as vectors: {cause}") from error
+
+
+def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...], str | None]:
+    with np.load(path, allow_pickle=False) as archive:
+        held = set(archive.files)
+        found = [n for n in NAMES if n in held]
+        if "ids" not in held or not found:
+            raise DataError(f"it needs the arrays 'ids' and 'values', and has {sorted(held)}")
+        try:
+            ids, values = archive["ids"], archive[found[0]]
+            space = str(archive["space"]) if "space" in held else None
+        except ValueError as error:
+            if "pickle" not in str(error):
+                raise
+            raise DataError(
+                "it holds pickled objects, which are refused; save ids as strings, vectors as floats"
+            ) from None
+    if ids.ndim != 1 or ids.dtype.kind not in "USiu":
+        raise DataError(f"'ids' must be a row of strings or whole numbers, not {ids.dtype} of shape {ids.shape}")
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"{found[0]!r} must be numbers, not {values.dtype}")
+    return values, tuple(i.decode() if isinstance(i, bytes) else str(i) for i in ids.tolist()), space
+
+
+def _parquet(
+    path: Path, id_column: str | None, columns: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...], None]:
+    import pyarrow.parquet as pq
+    from pyarrow import types
+
+    with open(path, "rb") as handle:  # an open file: pyarrow would read a name with `*` or `=` as a data set
+        table = pq.read_table(handle)
+    kinds = {f.name: f.type for f in table.schema}
+    id_column = id_column or _id_column(kinds)
+    for name in [id_column, *(columns or ())]:
+        if name not in kinds:
+            raise DataError(f"there is no column {name!r}; it has {sorted(kinds)}")
+    ids = table[id_column].to_pylist()
+    if None in ids:
+        raise DataError(f"row {ids.index(None)} has no id in column {id_column!r}")
+    lists = [n for n in columns or kinds if n != id_column and _is_list(kinds[n])]
+    if len(lists) > 1:
+        raise DataError(f"it has several columns of lists, {lists}; name one: columns=[{lists[0]!r}]")
+    if lists:
+        return _from_lists(table[lists[0]], ids), tuple(str(i) for i in ids), None
+    number = lambda t: types.is_floating(t) or types.is_integer(t) or types.is_boolean(t)  # noqa: E731
+    numeric = list(columns) if columns else [n for n in kinds if n != id_column and number(kinds[n])]
+    bad = [n for n in numeric if not number(kinds[n])]
+    if bad or not numeric:
+        raise DataError(
+            f"column {bad[0]!r} does not hold numbers" if bad else f"no column of numbers in {sorted(kinds)}"
+        )
+    for name in numeric:
+        if table[name].null_count:
+            row = table[name].is_null().to_pylist().index(True)
+            raise DataError(f"item {str(ids[row])!r} has no value in column {name!r}")
+    return np.column_stack([table[n].to_numpy() for n in numeric]), tuple(str(i) for i in ids), None
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _id_column(kinds: dict[str, Any]) -> str:
+    from pyarrow import types
+
+    named = [n for n in ID_NAMES if n in kinds]
+    texts = [n for n, t in kinds.items() if types.is_string(t) or types.is_large_string(t)]
+    if named or len(texts) == 1:
+        return (named or texts)[0]
+    raise DataError(f"which column holds the ids? Name it with id_column; the columns are {sorted(kinds)}")
+
+
+def _from_lists(column: Any, ids: Sequence[Any]) -> np.ndarray:
+    """A column of lists (of lists) of equal lengths as an array."""
+    shape, cells = [len(column)], column.combine_chunks()
+    if hasattr(cells, "chunks"):  # older pyarrow keeps a chunked array
+        import pyarrow as pa
+
+        cells = pa.concat_arrays(cells.chunks)
+    while _is_list(cells.type):
+        lengths = cells.value_lengths().to_numpy(zero_copy_only=False)
+        odd = np.flatnonzero(~(lengths == lengths[0])) if len(lengths) else np.empty(0, int)
+        if odd.size or not len(lengths) or not lengths[0] > 0:
+            row = int(odd[0] if odd.size else 0) * len(ids) // max(len(lengths), 1)
+            raise DataError(
+                f"the list of item {str(ids[row])!r} is empty or not as long as the first" if ids else "no rows"
+            )
+        shape.append(int(lengths[0]))
+        cells = cells.flatten()
+    if cells.null_count:
+        per_item = int(np.prod(shape[1:]))
+        raise DataError(f"item {str(ids[cells.is_null().to_pylist().index(True) // per_item])!r} has a gap in its list")
+    return cells.to_numpy(zero_copy_only=False).reshape(shape)

@@ -1,0 +1,79 @@
+"""Maps and strings that are solved in closed form: the ridge map, which sees labels, and the PCA string, which does not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from icrl_lab.errors import DataError
+from icrl_lab.maps.steps import pca
+from icrl_lab.maps.tokens import Tokens
+from icrl_lab.maps.training_free import Fitted, rows, standardiser
+from icrl_lab.values import Step, Vectors
+
+
+def ridge(
+    pool: Vectors,
+    tokens: Tokens,
+    seed: int,
+    labels: Vectors | None = None,
+    alpha: float | None = None,
+    standardise=False,
+) -> Fitted:
+    """The linear map from vectors onto the embeddings of their labels, with the smallest squared error and |W|^2.
+
+    labels       rows (m, d) in the model's space of m items of the pool (see `label_rows`); m is the label budget
+    alpha        the penalty; None takes the one with the smallest exact leave-one-out error, over all dimensions,
+                 from 25 values around the mean eigenvalue of the Gram matrix
+    standardise  bring each dimension to the pool's mean and deviation first (no label is needed for that), for
+                 descriptors whose units differ
+    """
+    from sklearn.linear_model import RidgeCV
+
+    if labels is None or len(labels) < 2:
+        raise DataError("the ridge map needs at least two labelled items of the pool; pass labels=label_rows(...)")
+    if labels.space != tokens.space or labels.slots != 1:
+        raise DataError(f"ridge labels must be one row an item in {tokens.space!r}, not {labels!r}")
+    steps = [standardiser(rows(pool))] if standardise else []
+    x = rows(pool.take(labels.ids))
+    y = np.repeat(labels.values.astype(np.float64), pool.slots, axis=0)
+    if steps:
+        x = (x - steps[0].arrays["centre"]) * steps[0].arrays["scale"]
+    centred = x - x.mean(0)
+    size = max(float((centred**2).sum()) / len(x), 1e-12)
+    grid = size * np.logspace(-5, 3, 25) if alpha is None else np.array([float(alpha)])
+    fit = RidgeCV(alphas=grid).fit(centred, y)
+    arrays = {"centre": x.mean(0), "scale": np.ones(x.shape[1]), "shift": np.zeros(x.shape[1])}
+    steps += [Step("affine", arrays), Step("linear", {"weight": fit.coef_.T, "bias": fit.intercept_})]
+    return steps, {"alpha": float(fit.alpha_)}
+
+
+def fit_pca(pool: Vectors, dims: int) -> Step:
+    """The pool's mean and its first `dims` principal axes; fewer where the pool spans fewer. Signs are fixed: the
+    largest entry of an axis is positive."""
+    x = rows(pool)
+    mean = x.mean(0)
+    _, size, axes = np.linalg.svd(x - mean, full_matrices=False)
+    axes = axes[size > 1e-6 * (size[0] + np.abs(mean).max() * len(x) ** 0.5)][:dims]
+    if not len(axes):
+        raise DataError(f"the {len(x)} pool vectors of {pool.space!r} are all equal; they have no principal axis")
+    largest = axes[np.arange(len(axes)), np.abs(axes).argmax(1)]
+    return Step("pca", {"mean": mean, "components": axes * np.sign(largest)[:, None]})
+
+
+def _written(number: float) -> str:
+    text = np.format_float_positional(float(f"{number:.3g}"), trim="-")
+    return "0" if text in ("-0", "0") else text
+
+
+def pca_text(pool: Vectors, vectors: Vectors, dims: int = 20) -> list[str]:
+    """Each item as its principal components in brackets, "[1.23, -0.456, ...]", at 3 significant figures, no exponents.
+
+    The axes come from the pool. A component below 1e-6 of the pool's largest deviation is rounding and written as 0.
+    """
+    step = fit_pca(pool, dims)
+    if vectors.space != pool.space:
+        raise DataError(f"the PCA was fitted in {pool.space!r}; vectors of {vectors.space!r} have no coordinates there")
+    floor = 1e-6 * pca(rows(pool), step.arrays).std(0).max()
+    coordinates = pca(vectors.values.astype(np.float64), step.arrays).reshape(len(vectors), -1)
+    coordinates = np.where(np.abs(coordinates) < floor, 0, coordinates)
+    return ["[" + ", ".join(map(_written, row)) + "]" for row in coordinates]

@@ -1,0 +1,94 @@
+"""How every figure looks: colours that colour-blind readers tell apart, a shape beside every colour, both themes.
+
+Nothing here is black or white: a figure is drawn on the page it is put on, light or dark.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from icrl_lab.errors import MissingExtra
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# Okabe and Ito's palette (2008) without black and yellow, which vanish on one of the two backgrounds; grey for black
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#888888"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY)
+SHAPES = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
+CONTROLS = {  # each control has its colour and its shape, the same in every figure
+    "real": (BLUE, "circle"),
+    "shuffled": (ORANGE, "square"),
+    "noise": (VERMILLION, "diamond"),
+    "shared": (GREEN, "triangle-up"),
+    "shared-item": (GREEN, "triangle-down"),
+    "dummy": (PURPLE, "x"),
+    "zero": (SKY, "cross"),
+    "back-translated": (GREY, "star"),
+}
+WIDTH = 700
+GRID = "rgba(128,128,128,0.22)"
+LINE = "rgba(128,128,128,0.65)"
+
+
+def graph_objects() -> Any:
+    """plotly.graph_objects; a MissingExtra where plotly is not installed."""
+    try:
+        import plotly.graph_objects as go
+    except ImportError:
+        raise MissingExtra('figures need plotly: pip install "icrl-lab[figures]"') from None
+    return go
+
+
+def look(control: str, order: int = 0) -> tuple[str, str]:
+    """(colour, shape) of a control, or of the `order`-th thing of another kind."""
+    return CONTROLS.get(control, (COLOURS[order % len(COLOURS)], SHAPES[order % len(SHAPES)]))
+
+
+def safe(text: Any, width: int | None = None) -> str:
+    """`text` as plotly shows it: markup escaped, on one line, shortened to `width` characters."""
+    plain = " ".join(str(text).split())
+    if width and len(plain) > width:
+        plain = plain[: width - 1] + "…"
+    return html.escape(plain, quote=False)
+
+
+def finish(figure: go.Figure, title: str, caption: str, height: int, legend_rows: int = 0) -> go.Figure:
+    """Title and caption (what the marks are, n, how the intervals were made) above the plot, where nothing is cut off.
+
+    height  of the plotting area, in pixels
+    """
+    lines = [safe(line) for line in textwrap.wrap(caption, 96)]
+    top, bottom = 42 + 16 * len(lines) + 22 * legend_rows, 52
+    figure.update_layout(
+        title={
+            "text": "<br>".join([f'<span style="font-size:16px"><b>{safe(title, 72)}</b></span>', *lines]),
+            "font": {"size": 12},
+            **{"x": 0, "xref": "container", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"},
+            "pad": {"t": 24, "l": 10},
+        },
+        template="none",
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 13},
+        width=WIDTH,
+        height=top + height + bottom,
+        margin={"l": 20, "r": 24, "t": top, "b": bottom},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": LINE},
+        showlegend=legend_rows > 0,
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 1,
+            "yanchor": "bottom",
+            "entrywidth": 0.48,
+            "entrywidthmode": "fraction",
+        },
+    )
+    figure.update_xaxes(gridcolor=GRID, zerolinecolor=LINE, automargin=True, title_font_size=13)
+    figure.update_yaxes(gridcolor=GRID, zerolinecolor=LINE, automargin=True, title_font_size=13)
+    return figure

@@ -1,0 +1,36 @@
+"""Statistics: what a study measured, how far it can be trusted, and what may be said.
+
+The room owns metrics, intervals, tests and verdicts, and the simulations that show that the instrument reads right. It
+knows nothing of models, prompts or chemistry: it sees predictions of seeds by items, targets, and what predicting the
+mean of the shots would have given.
+
+The estimand is the expected metric over new seeds (that is shots, map draws and orders) and new items of the task; see
+`intervals` for how it is estimated and why so.
+
+Reading order: metrics, intervals, verdicts, table, simulate.
+"""
+
+from icrl_lab.stats.intervals import Interval, interval, paired
+from icrl_lab.stats.metrics import METRICS, copy_rate, efficiency, spread_ratio
+from icrl_lab.stats.simulate import power_table
+from icrl_lab.stats.table import paper_mode, summarise
+from icrl_lab.stats.verdicts import HARMED, NOTHING, UNTESTED, USES, holm, verdict
+
+__all__ = [
+    "HARMED",
+    "METRICS",
+    "NOTHING",
+    "UNTESTED",
+    "USES",
+    "Interval",
+    "copy_rate",
+    "efficiency",
+    "holm",
+    "interval",
+    "paired",
+    "paper_mode",
+    "power_table",
+    "spread_ratio",
+    "summarise",
+    "verdict",
+]

@@ -1,0 +1,134 @@
+"""What a study found: one tidy table, the tables made of it, and doors to figures and to disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icrl_lab import stats
+from icrl_lab.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from icrl_lab.values import SlotMap
+
+NOT_OF_BASELINES = ("p", "p_holm", "verdict", "efficiency", "copy_rate", "note", "failures", "failure_rate")
+
+
+@dataclass(eq=False)
+class StudyResult:
+    """The predictions of a study and what follows from them.
+
+    predictions  one row a prediction, the columns of predictions.parquet
+    manifest     what was run, of what, on what
+    items        one row an item: id, text, target or label, role
+    maps         fitted slot maps by name (of a run that was opened: read from its folder when asked)
+    """
+
+    predictions: pd.DataFrame
+    baseline_predictions: pd.DataFrame | None
+    manifest: Mapping[str, Any]
+    items: pd.DataFrame
+    maps: Mapping[str, SlotMap] = field(default_factory=dict)
+    path: Path | None = None
+    _summary: pd.DataFrame | None = None
+    _baselines: pd.DataFrame | None = None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A copy of the predictions."""
+        return self.predictions.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """One row a cell: metrics with 95 % intervals over seeds and items, the difference to noise, the verdict."""
+        if self._summary is None:
+            self._summary = stats.summarise(self.predictions, self.baseline_predictions)
+        return self._summary.copy()
+
+    def baselines(self) -> pd.DataFrame:
+        """One row a simple predictor, on the same shots, labels and queries, with the same intervals."""
+        if self._baselines is None:
+            assert self.baseline_predictions is not None
+            table = stats.summarise(self.baseline_predictions.rename(columns={"baseline": "arm"}))
+            keep = [c for c in table if c not in NOT_OF_BASELINES and not str(c).startswith("delta_")]
+            self._baselines = table[keep].rename(columns={"arm": "baseline"})
+        return self._baselines.copy()
+
+    def paper_mode(self) -> pd.DataFrame:
+        """The best 3 of 10 seeds by test score, as the paper reports, beside the honest figures; optimistic, and labelled so."""
+        return stats.paper_mode(self.predictions)
+
+    def plot(self, metric: str | None = None) -> go.Figure:
+        """Arms and controls with their intervals and the baselines; of several conditions, the first.
+
+        `plots.study.conditions(result.summary())` gives the others.
+        """
+        from icrl_lab.plots import study
+
+        label, table = next(iter(study.conditions(self.summary())))
+        return study.arms(table, self.baselines(), metric, units=self.manifest["task"]["units"], title=label)
+
+    def parity(self, arm: str, control: str = "real") -> go.Figure:
+        """Predicted against measured for one arm."""
+        from icrl_lab.errors import nearest
+        from icrl_lab.plots import study
+
+        rows = self.predictions.query("arm == @arm and control == @control")
+        if not len(rows):
+            raise DataError(
+                f"no predictions of arm {arm!r} under {control!r}; {nearest(arm, self.predictions['arm'].unique())}"
+            )
+        about = self.manifest["task"]
+        return study.parity(rows, about["units"], about["property"], title=f"{arm}, {control}")
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write a run folder with its report, as `icrl-lab run` does; the folder must be new or empty."""
+        from icrl_lab import report
+        from icrl_lab.studies.folder import RunFolder
+
+        with RunFolder.open_for_writing(path, self.manifest) as folder:
+            folder.put("all", self.predictions)
+            folder.finish({}, self.summary(), self.baselines(), self.maps, self.items)
+        return report.write(path).parent
+
+    def __repr__(self) -> str:
+        arms = ", ".join(map(str, self.predictions["arm"].unique()))
+        return f"StudyResult({self.manifest['task']['name']!r}, {len(self.predictions)} predictions; arms: {arms})"
+
+    def _repr_html_(self) -> str:
+        from icrl_lab import tables
+
+        return tables.html(self.summary(), self.baselines(), units=self.manifest["task"]["units"])
+
+
+def open_run(path: str | os.PathLike) -> StudyResult:
+    """A finished run from its folder, without any model. DataError names what is missing or damaged."""
+    from icrl_lab.studies.folder import RunFolder
+
+    record = RunFolder.read(path)
+    maps = _Lazy(record)
+    return StudyResult(
+        record.predictions, None, record.manifest, record.items, maps, record.path, record.summary, record.baselines
+    )
+
+
+class _Lazy(Mapping):
+    """Saved maps, each read when it is asked for."""
+
+    def __init__(self, record: Any) -> None:
+        self.record = record
+
+    def __getitem__(self, name: str) -> SlotMap:
+        if name not in self.record.maps:
+            raise KeyError(name)
+        return self.record.load_map(name)
+
+    def __iter__(self):
+        return iter(self.record.maps)
+
+    def __len__(self) -> int:
+        return len(self.record.maps)

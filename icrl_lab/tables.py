@@ -1,0 +1,92 @@
+"""The summary of a study as a table for a terminal, a README and a notebook. Computes nothing."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONDITIONS = ("with_text", "labels", "shots", "selection", "order")
+
+
+def _interval(row: Any, name: str) -> str:
+    value, low, high = row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")
+    if value is None or value != value:
+        return ""
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" if low == low else f"{value:+.2f}"
+
+
+def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: every cell of the summary, then the baselines. Conditions that do not vary are left out."""
+    main = "pearson" if "pearson" in summary else "accuracy"
+    error = "rmse" if "rmse" in summary else None
+    others = summary[summary["arm"] != "text"]  # which always shows the text, so that it says nothing of the study
+    varying = [c for c in CONDITIONS if c in others and others[c].astype(str).nunique() > 1]
+    title = {"pearson": "Pearson r [95 %]", "accuracy": "accuracy [95 %]", "rmse": f"RMSE {units}".strip()}
+    header = [
+        "arm",
+        "control",
+        *varying,
+        title[main],
+        *([title[error]] if error else []),
+        "minus noise [95 %]",
+        "failed",
+        "verdict",
+    ]
+    out: list[list[str]] = []
+    for row in summary.to_dict("records"):
+        out.append(  # noqa: PERF401
+            [row["arm"], row.get("control", ""), *(str(row[c]) for c in varying), _interval(row, main)]
+            + ([f"{row[error]:.2f}"] if error else [])
+            + [
+                _interval(row, f"delta_{main}"),
+                f"{row['failures']}/{row['n']}",
+                "" if row["verdict"] == "control" else row["verdict"],
+            ]
+        )
+    for row in () if baselines is None else baselines.to_dict("records"):
+        fill = [str(row.get(c, "")) for c in varying]
+        out.append(
+            [
+                row["baseline"],
+                "baseline",
+                *fill,
+                _interval(row, main),
+                *([f"{row[error]:.2f}"] if error else []),
+                "",
+                "",
+                "",
+            ]
+        )
+    return header, out
+
+
+def text(summary: pd.DataFrame, baselines: pd.DataFrame | None = None, units: str = "") -> str:
+    """Columns aligned with spaces."""
+    header, body = rows(summary, baselines, units)
+    width = [max(len(r[i]) for r in [header, *body]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, width)).rstrip() for r in [header, *body]]
+    return "\n".join([lines[0], "  ".join("-" * w for w in width), *lines[1:], _foot(summary)])
+
+
+def markdown(summary: pd.DataFrame, baselines: pd.DataFrame | None = None, units: str = "") -> str:
+    """A pipe table."""
+    header, body = rows(summary, baselines, units)
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def html(summary: pd.DataFrame, baselines: pd.DataFrame | None = None, units: str = "") -> str:
+    """A table for a notebook; every string escaped."""
+    header, body = rows(summary, baselines, units)
+    cells = lambda tag, line: "".join(f"<{tag} style='text-align:left'>{escape(str(c))}</{tag}>" for c in line)  # noqa: E731
+    lines = "".join(f"<tr>{cells('td', line)}</tr>" for line in body)
+    return f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{lines}</tbody></table><p>{escape(_foot(summary))}</p>"
+
+
+def _foot(summary: pd.DataFrame) -> str:
+    n, seeds = sorted(set(summary["n"])), sorted(set(summary["seeds"]))
+    span = lambda v: f"{v[0]}" if len(v) == 1 else f"{v[0]} to {v[-1]}"  # noqa: E731
+    return f"{span(n)} predictions a row over {span(seeds)} seeds; intervals over new seeds and new items; verdicts Holm-corrected over the arms."

@@ -1,0 +1,462 @@
+"""The instrument reads right: identities of the metrics, coverage of the intervals, honesty of the verdicts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from sklearn import metrics as sk
+
+from icrl_lab import stats
+from icrl_lab.errors import DataError
+from icrl_lab.stats import intervals, metrics, simulate, verdicts
+
+TYPICAL, AGREE, DIFFER, STRONG, NONE, DIGIT = simulate.SCENARIOS
+
+
+def table(seeds=4, items=23, seed=0, step=0.0):
+    rng = np.random.default_rng(seed)
+    target = rng.gamma(2.0, size=items)
+    pred = (
+        0.5 * target
+        + 0.4 * rng.normal(size=(seeds, 1))
+        + 0.3 * rng.normal(size=items)
+        + 0.5 * rng.normal(size=(seeds, items))
+    )
+    reference = target.mean() + 0.1 * rng.normal(size=seeds)
+    return (np.round(pred / step) * step if step else pred), target, reference
+
+
+# ------------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0])
+def test_metrics_are_those_of_scipy_and_sklearn(step):
+    pred, target, reference = table(step=step)
+    one = {m: metrics.metric(m).values(pred, target, reference) for m in metrics.REGRESSION}
+    for s, p in enumerate(pred):
+        assert one["pearson"][s] == pytest.approx(scipy_stats.pearsonr(p, target).statistic)
+        assert one["spearman"][s] == pytest.approx(scipy_stats.spearmanr(p, target).statistic)
+        assert one["rmse"][s] == pytest.approx(sk.root_mean_squared_error(target, p))
+        assert one["mae"][s] == pytest.approx(sk.mean_absolute_error(target, p))
+    centred = metrics.r2(pred, target, np.full(len(pred), target.mean()))  # with the queries' own mean it is sklearn's
+    assert centred == pytest.approx([sk.r2_score(target, p) for p in pred])
+    assert metrics.r2(np.tile(reference[:, None], target.shape), target, reference) == pytest.approx(0)
+    words = np.array([["a", "b", "b"], ["a", "a", "b"]])
+    assert metrics.accuracy(words, np.array(["a", "b", "a"])) == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+@pytest.mark.parametrize("step", [0.0, 1.0])
+def test_leaving_an_item_out_is_computing_without_it(name, step):
+    pred, target, reference = table(items=11, step=step)
+    if name == "accuracy":
+        target = np.round(target)
+    pred[1] = 2.0
+    pred[1, 4] = 5.0  # constant but for one item
+    pred[2] = 0.1 + 0.2  # constant
+    one = metrics.metric(name)
+    left = one.left_out(pred[None], target, reference[None])[0]
+    for i in range(11):
+        rest = np.arange(11) != i
+        assert left[:, i] == pytest.approx(one.values(pred[:, rest], target[rest], reference), abs=1e-12)
+
+
+def test_a_constant_answer_orders_nothing_and_is_no_nan():
+    pred, target, _ = table()
+    pred[:] = 1.1
+    for name in ("pearson", "spearman"):
+        value = stats.interval(pred, target, name)
+        assert (value.estimate, value.low, value.high) == (0, 0, 0)
+    assert metrics.spread_ratio(pred, target) == pytest.approx(0)
+    assert metrics.spread_ratio(2 * np.tile(target, (3, 1)), target) == pytest.approx(2)
+
+
+def test_copy_rate_counts_at_the_precision_of_the_labels():
+    assert metrics.copy_rate([1.23, 1.234, 1.5, 2.0], [1.2301, 2.0], 2) == 0.75
+    assert metrics.copy_rate([1.23, 1.234, 1.5, 2.0], [1.2301, 2.0], 3) == 0.5
+    assert metrics.efficiency(0.3, 0.6) == 0.5 and np.isnan(metrics.efficiency(0.3, -0.1))
+
+
+# ----------------------------------------------------------------------------------------- intervals
+
+
+def test_components_are_unbiased_for_planted_ones():
+    rng = np.random.default_rng(0)
+    s, n, size = 4, 30, 4000
+    normal = rng.standard_normal
+    parts = intervals.components(2 * normal((size, s, 1)) + 3 * normal((size, 1, n)) + 5 * normal((size, s, n)))
+    assert parts.seeds.mean() == pytest.approx(4 / s + 25 / (s * n), rel=0.05)
+    assert parts.items.mean() == pytest.approx(9 / n + 25 / (s * n), rel=0.05)
+    assert parts.residual.mean() == pytest.approx(25 / (s * n), rel=0.02)
+
+
+def test_the_interval_is_the_set_of_values_that_the_test_does_not_reject():
+    pred, target, reference = table()
+    for name in ("rmse", "pearson", "accuracy"):
+        _, pseudo = intervals.pseudo_values(pred, target, name, reference)
+        parts = intervals.components(pseudo)
+        if name != "accuracy":
+            assert intervals.p_value(intervals.half_width(parts), parts) == pytest.approx(0.05, abs=1e-5)
+            assert intervals.p_value(intervals.half_width(parts, 0.8), parts) == pytest.approx(0.2, abs=1e-5)
+
+
+def test_with_seeds_that_agree_exactly_only_items_count_and_the_reverse():
+    rng = np.random.default_rng(3)
+    items = rng.uniform(-1, 1, 40)  # flatter than normal, so all of N-1 degrees of freedom
+    parts = intervals.components(np.tile(items, (5, 1)))
+    want = scipy_stats.t.ppf(0.975, 39) * items.std(ddof=1) / np.sqrt(40)
+    assert intervals.half_width(parts) == pytest.approx(want, rel=1e-4)
+    seeds = rng.normal(size=(5, 1))
+    parts = intervals.components(np.tile(seeds, (1, 400)))
+    assert intervals.half_width(parts) == pytest.approx(
+        scipy_stats.t.ppf(0.975, 4) * seeds.std(ddof=1) / np.sqrt(5), rel=0.02
+    )
+    assert intervals.satterthwaite(parts) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("name", ["rmse", "mae", "pearson", "spearman", "r2"])
+def test_no_interval_depends_on_the_order_of_seeds_or_items(name):
+    pred, target, reference = table()
+    rng = np.random.default_rng(1)
+    s, i = rng.permutation(len(pred)), rng.permutation(len(target))
+    one, other = (
+        stats.interval(pred, target, name, reference),
+        stats.interval(pred[s][:, i], target[i], name, reference[s]),
+    )
+    for field in ("estimate", "low", "high", "df"):
+        assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-5)
+
+
+def test_units_change_errors_by_their_factor_and_correlations_not_at_all():
+    pred, target, reference = table()
+    for name, factor in [("rmse", 7), ("mae", 7), ("pearson", 1), ("spearman", 1), ("r2", 1)]:
+        one = stats.interval(pred, target, name, reference)
+        other = stats.interval(7 * pred + 3, 7 * target + 3, name, 7 * reference + 3)
+        assert [other.low, other.high] == pytest.approx([factor * one.low, factor * one.high], rel=1e-4)
+    one, other = stats.interval(pred, target, "pearson"), stats.interval(-pred, target, "pearson")
+    assert [-other.high, -other.low] == pytest.approx([one.low, one.high], rel=1e-6)
+
+
+def test_swapping_arm_and_control_turns_the_difference_round():
+    pred, target, reference = table()
+    control = table(seed=5)[0]
+    one, other = stats.paired(pred, control, target, "pearson"), stats.paired(control, pred, target, "pearson")
+    assert [other.estimate, other.low, other.high] == pytest.approx([-one.estimate, -one.high, -one.low])
+    assert other.p == pytest.approx(one.p)
+    same = stats.paired(pred, pred, target, "rmse", reference)
+    assert [same.estimate, same.low, same.high, same.p] == pytest.approx([0, 0, 0, 1])
+
+
+def test_a_failure_counts_as_the_mean_of_the_shots():
+    pred, target, reference = table()
+    failed, filled = pred.copy(), pred.copy()
+    failed[1, 3], filled[1, 3] = np.nan, reference[1]
+    one, other = (stats.interval(p, target, "rmse", reference) for p in (failed, filled))
+    assert replace(one, p=0) == replace(other, p=0)
+    with pytest.raises(DataError, match="seed 1, item 3 failed"):
+        stats.interval(failed, target, "rmse")
+    words = np.array([["a", None, "b"], ["a", "b", "b"]], object)
+    assert stats.interval(words, ["a", "b", "b"], "accuracy", fallback=["b", "b"]).estimate == 1
+
+
+def test_edges_have_an_answer():
+    pred, target, reference = table()
+    one = stats.interval(pred[:1], target, "pearson")
+    assert one.method == "items only" and one.low < one.estimate < one.high
+    perfect = np.tile(target, (3, 1))
+    for name, value in [("pearson", 1), ("spearman", 1), ("r2", 1), ("rmse", 0), ("mae", 0)]:
+        got = stats.interval(perfect, target, name, reference[:3])
+        assert [got.estimate, got.low, got.high] == pytest.approx([value] * 3, abs=1e-9)
+    right = stats.interval(np.ones((3, 20)), np.ones(20), "accuracy")
+    assert right.high == 1 and 0.7 < right.low < 0.9  # all right of twenty is not all right
+    assert stats.interval(pred[:, :2], target[:2], "rmse").method == "none"
+    with pytest.raises(DataError, match="no metric is called 'person'; did you mean 'pearson'"):
+        stats.interval(pred, target, "person")
+    with pytest.raises(DataError, match="mean of each seed's shots"):
+        stats.interval(pred, target, "r2")
+    with pytest.raises(DataError, match="wanted"):
+        stats.interval(pred, target[:5], "rmse")
+
+
+# ---------------------------------------------------------------------------------------- simulation
+
+
+def test_the_truth_of_the_simulation_is_the_closed_form():
+    flat = replace(TYPICAL, slope_sd=0.0, offset_sd=0.0, control_slope=0.3)
+    rest = flat.item_sd**2 + flat.noise_sd**2
+    r = flat.slope / np.sqrt(flat.slope**2 + rest)
+    mse = (flat.slope - 1) ** 2 + rest
+    closed = {
+        "pearson": r,
+        "spearman": 6 / np.pi * np.arcsin(r / 2),
+        "rmse": np.sqrt(mse),
+        "mae": np.sqrt(2 * mse / np.pi),
+    }
+    for name, value in closed.items():
+        assert simulate.truth(flat, name) == pytest.approx(value, abs=2e-3)
+    assert simulate.difference(flat, "pearson") == pytest.approx(r - 0.3 / np.sqrt(0.09 + rest), abs=2e-3)
+    assert simulate.difference(simulate.with_difference(TYPICAL, 0.3), "pearson") == pytest.approx(0.3, abs=3e-3)
+    slope = TYPICAL.slope + TYPICAL.slope_sd * np.random.default_rng(0).standard_normal(200_000)
+    assert simulate.truth(TYPICAL, "pearson") == pytest.approx((slope / np.sqrt(slope**2 + rest)).mean(), abs=2e-3)
+
+
+def _holds(scenario, seeds, items, names=None):
+    slack = 2.5 * np.sqrt(0.05 * 0.95 / 1000)  # of 1,000 simulated studies
+    low, high = (0.92, 1.0) if seeds < 5 else (0.93, 0.98)
+    found = simulate.coverage(scenario, seeds, items, names)
+    wrong = {k: v for k, v in found.items() if not low - slack <= v <= high + slack}
+    assert not wrong, (scenario.name, seeds, items, wrong)
+    assert low <= np.mean(list(found.values())) <= high  # no slack for all metrics together
+
+
+@pytest.mark.parametrize(("seeds", "items"), [(3, 64), (5, 128), (10, 32)])
+def test_intervals_cover_the_truth(seeds, items):
+    _holds(TYPICAL, seeds, items)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("items", simulate.ITEMS)
+@pytest.mark.parametrize("seeds", simulate.SEEDS)
+def test_intervals_cover_the_truth_at_every_size(seeds, items):
+    _holds(TYPICAL, seeds, items)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", simulate.SCENARIOS, ids=lambda s: s.name)
+@pytest.mark.parametrize(("seeds", "items"), [(3, 128), (5, 32), (10, 64)])
+def test_intervals_cover_the_truth_in_every_scenario(scenario, seeds, items):
+    _holds(scenario, seeds, items)
+
+
+def test_what_others_do_covers_too_little_in_the_same_simulation():
+    """Percentile bootstrap of seeds and items, items alone, and the seeds' mean square taken as known."""
+    seeds, items, studies = 3, 128, 400
+    rng = np.random.default_rng([0, seeds, items])
+    drawn = simulate.draw(DIFFER, studies, seeds, items, rng)
+    true = simulate.truth(DIFFER, "pearson")
+    boots = []
+    for _ in range(200):
+        s, i = rng.integers(seeds, size=seeds), rng.integers(items, size=items)
+        boots.append(metrics.pearson(drawn.arm[:, s][:, :, i], drawn.target[:, :, i]).mean(-1))
+    low, high = np.quantile(boots, [0.025, 0.975], axis=0)
+    assert ((low <= true) & (true <= high)).mean() < 0.90
+
+    mean, pseudo = intervals.pseudo_values(drawn.arm, drawn.target, "pearson")
+    parts = intervals.components(pseudo)
+    for variance in (parts.items, parts.items + parts.seeds - parts.residual):
+        half = 1.96 * np.sqrt(np.maximum(variance, 0))
+        low, high = intervals.bounds(mean, half, "fisher", items)
+        assert ((low <= true) & (true <= high)).mean() < 0.90
+    low, high = intervals.bounds(mean, intervals.half_width(parts), "fisher", items)
+    assert ((low <= true) & (true <= high)).mean() >= 0.92
+
+
+@pytest.mark.parametrize("base", [0.0, 0.5], ids=["vector", "with text"])
+@pytest.mark.parametrize(("seeds", "items"), [(3, 32), (5, 64), (10, 128)])
+def test_null_studies_rarely_use_the_vector(base, seeds, items):
+    null = replace(TYPICAL, control_slope=base)
+    assert simulate.null_rate(null, seeds, items, arms=4) <= 0.05
+    assert simulate.null_rate(replace(null, target="skewed", step=0.5), seeds, items, arms=1) <= 0.05
+
+
+def test_power_grows_with_the_effect_the_seeds_and_the_items():
+    weak, strong = (simulate.power(TYPICAL, r, 5, 64) for r in (0.1, 0.4))
+    assert weak < 0.3 and strong > 0.7
+    assert (
+        simulate.power(TYPICAL, 0.3, 10, 128)
+        > simulate.power(TYPICAL, 0.3, 5, 128)
+        > simulate.power(TYPICAL, 0.3, 5, 32)
+    )
+    assert simulate.power(TYPICAL, 0.3, 5, 64, arms=4) < simulate.power(TYPICAL, 0.3, 5, 64)
+    rows = stats.power_table(effects=(0.4,), seeds=(10,), items=(32, 128), studies=200)
+    assert [r["items"] for r in rows] == [32, 128] and rows[0]["r = 0.4"] < rows[1]["r = 0.4"]
+
+
+@pytest.mark.slow
+def test_the_report_passes_all_of_its_own_bounds():
+    rows = simulate.report()
+    assert {"what", "scenario", "seeds", "items", "share", "low", "high", "ok"} == set(rows[0])
+    assert not [r for r in rows if not r["ok"]]
+
+
+# ------------------------------------------------------------------------------------------ verdicts
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.6, 0.7]) == pytest.approx([1, 1])
+    got = stats.holm([np.nan, 0.02, 0.03])  # what was not tested does not count
+    assert np.isnan(got[0]) and got[1:] == pytest.approx([0.04, 0.04])
+    assert stats.holm([[0.02, 0.01], [0.01, 0.5]]) == pytest.approx(np.array([[0.02, 0.02], [0.02, 0.5]]))
+
+
+def test_verdicts_in_words():
+    assert stats.verdict(0.2, 0.01) == "uses the vector"
+    assert stats.verdict(-0.2, 0.01) == "harmed by it"
+    assert stats.verdict(0.2, 0.06) == "no evidence"
+    assert stats.verdict(0.2, np.nan) == "not tested"
+
+
+def frame(pred, target, reference, **named):
+    """Rows of predictions.parquet for one cell; NaN is a failure."""
+    rows = []
+    for s, of_seed in enumerate(pred):
+        for i, p in enumerate(of_seed):
+            failed = p is None or p != p
+            rows.append(
+                {"seed": s, "item": f"m{i}", "target": target[i], "prediction": p, "reference": reference[s]}
+                | {"status": "no number" if failed else "ok"}
+            )
+    base = {
+        "task": "t",
+        "encoder": "e",
+        "llm": "l",
+        "arm": "a",
+        "control": "real",
+        "with_text": False,
+        "labels": "true",
+    }
+    base |= {"shots": 20, "selection": "quantile", "order": "random", "draws": 1, "copied": False}
+    return pd.DataFrame(rows).assign(**(base | named))
+
+
+def study(seeds=5, items=64, seed=0):
+    """An arm with a signal, one without, one that harms; each with its noise control. And text, which has none."""
+    rng = np.random.default_rng(seed)
+    target, reference = rng.normal(size=items), rng.normal(size=seeds) / 5
+    parts = []
+    for arm, slope, base in [("good", 0.7, 0.0), ("empty", 0.0, 0.0), ("bad", 0.0, 0.8), ("text", 0.5, None)]:
+        for control, b in [("real", slope), ("noise", base)]:
+            if b is not None:
+                pred = b * target + 0.1 * rng.normal(size=(seeds, 1)) + 0.5 * rng.normal(size=(seeds, items))
+                parts.append(frame(pred, target, reference, arm=arm, control=control))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_table_finds_what_was_planted():
+    rows = study()
+    got = stats.summarise(rows).set_index(["arm", "control"])
+    assert got["verdict"].to_dict() == {
+        ("good", "real"): "uses the vector",
+        ("good", "noise"): "control",
+        ("empty", "real"): "no evidence",
+        ("empty", "noise"): "control",
+        ("bad", "real"): "harmed by it",
+        ("bad", "noise"): "control",
+        ("text", "real"): "not tested",
+    }
+    good = got.loc[("good", "real")]
+    assert good["delta_pearson_low"] > 0 and good["n"] == 320 and good["seeds"] == 5
+    assert good["p_holm"] >= good["p"] and good["rmse_low"] < good["rmse"] < good["rmse_high"]
+    again = stats.summarise(rows.sample(frac=1, random_state=1)).set_index(["arm", "control"])
+    assert again.loc[got.index, "delta_pearson_low"].to_numpy() == pytest.approx(
+        got["delta_pearson_low"].to_numpy(), nan_ok=True, rel=1e-4
+    )
+
+
+def test_failures_stay_in_the_table_and_are_counted():
+    rows = study()
+    rows.loc[::7, "prediction"] = np.nan
+    rows.loc[::7, "status"] = "no number"
+    got = stats.summarise(rows)
+    assert (got["n"] == 320).all() and got["failures"].sum() == len(rows.loc[::7])
+    rows.loc[::7, "prediction"], rows.loc[::7, "status"] = rows.loc[::7, "reference"], "ok"
+    filled = stats.summarise(rows)
+    assert filled["rmse"].to_numpy() == pytest.approx(got["rmse"].to_numpy())
+    assert (filled["failures"] == 0).all()
+    with pytest.raises(DataError, match="no `reference`"):
+        stats.summarise(rows.assign(prediction=np.nan).drop(columns="reference"))
+
+
+def test_an_unfinished_run_is_read_where_it_is_complete_and_says_so():
+    rows = study()
+    cut = rows[~((rows["arm"] == "good") & (rows["control"] == "real") & (rows["seed"] == 4) & (rows["item"] > "m12"))]
+    got = stats.summarise(cut).set_index(["arm", "control"])
+    whole = stats.summarise(rows[rows["seed"] < 4]).set_index(["arm", "control"])
+    assert "unfinished" in got.loc[("good", "real"), "note"] and got.loc[("good", "real"), "seeds"] == 4
+    assert got.loc[("good", "real"), "delta_pearson"] == pytest.approx(whole.loc[("good", "real"), "delta_pearson"])
+    with pytest.raises(DataError, match="two predictions"):
+        stats.summarise(pd.concat([rows, rows.iloc[:1]]))
+
+
+def test_seeds_with_items_of_their_own_are_read_between_seeds():
+    rows = study()
+    rows["item"] = rows["item"] + "s" + rows["seed"].astype(str)
+    got = stats.summarise(rows).set_index(["arm", "control"]).loc[("good", "real")]
+    assert "items of its own" in got["note"] and got["n"] == 320 and got["verdict"] == "uses the vector"
+    per_seed = [
+        np.corrcoef(g["prediction"], g["target"])[0, 1]
+        for _, g in rows[(rows["arm"] == "good") & (rows["control"] == "real")].groupby("seed")
+    ]
+    assert got["pearson"] == pytest.approx(np.mean(per_seed))
+
+
+def test_one_seed_gives_an_interval_over_items_and_no_verdict():
+    got = stats.summarise(study(seeds=1)).set_index(["arm", "control"]).loc[("good", "real")]
+    assert got["verdict"] == "not tested" and "items only" in got["note"] and got["pearson_low"] < got["pearson"]
+
+
+def test_classes_get_accuracy_and_the_same_verdicts():
+    rng = np.random.default_rng(0)
+    target = rng.choice(["cat", "dog"], 64).astype(object)
+    wrong = np.where(target == "cat", "dog", "cat")
+    parts = []
+    for control, hit in [("real", 0.9), ("noise", 0.5)]:
+        pred = np.where(rng.random((4, 64)) < hit, target, wrong).astype(object)
+        pred[0, 0] = None
+        parts.append(frame(pred, target, ["cat"] * 4, control=control))
+    rows = pd.concat(parts)
+    baselines = pd.concat(
+        [
+            frame(np.tile(target, (4, 1)), target, ["cat"] * 4, baseline="logistic"),
+            frame(np.full((4, 64), "cat", object), target, ["cat"] * 4, baseline="majority"),
+        ]
+    )
+    got = stats.summarise(rows, baselines).set_index("control")
+    assert got.loc["real", "verdict"] == "uses the vector" and got.loc["real", "failures"] == 1
+    assert "pearson" not in got and 0.8 < got.loc["real", "accuracy"] < 1
+    floor = (target == "cat").mean()
+    assert got.loc["real", "efficiency"] == pytest.approx((got.loc["real", "accuracy"] - floor) / (1 - floor))
+
+
+def test_efficiency_is_the_share_of_ridge_on_the_same_shots():
+    rows = study()
+    target = rows[(rows["arm"] == "good") & (rows["control"] == "real") & (rows["seed"] == 0)]["target"].to_numpy()
+    rng = np.random.default_rng(9)
+    ridge = frame(target + 0.3 * rng.normal(size=(5, 64)), target, [0.0] * 5, baseline="ridge")
+    other = frame(-np.tile(target, (5, 1)), target, [0.0] * 5, baseline="ridge", shots=40)  # other shots do not count
+    got = stats.summarise(rows, pd.concat([ridge, other])).set_index(["arm", "control"]).loc[("good", "real")]
+    assert got["efficiency"] == pytest.approx(
+        got["pearson"] / metrics.pearson(ridge["prediction"].to_numpy().reshape(5, 64), target).mean()
+    )
+
+
+def test_constant_predictions_are_noted():
+    target = np.random.default_rng(0).normal(size=20)
+    got = stats.summarise(frame(np.full((3, 20), 0.5), target, [0.0] * 3)).iloc[0]
+    assert got["pearson"] == 0 and "constant predictions in 3 of 3 seeds" in got["note"]
+
+
+def test_paper_mode_is_labelled_and_optimistic():
+    rows = study(seeds=12)
+    got = stats.paper_mode(rows[rows["arm"] == "empty"]).set_index(["control", "metric"])
+    assert (got["selection_of_seeds"] == "best 3 of 10 seeds, selected on the test score").all()
+    row = got.loc[("real", "pearson")]
+    assert row["paper"] > row["honest"] and row["seeds"] == 12
+    assert got.loc[("real", "rmse"), "paper"] < got.loc[("real", "rmse"), "honest"]
+    cell = rows[(rows["arm"] == "empty") & (rows["control"] == "real")]
+    r = [np.corrcoef(g["prediction"], g["target"])[0, 1] for _, g in cell.groupby("seed")]
+    best = sorted(r[:10])[-3:]
+    assert [row["paper"], row["paper_variance"], row["honest"]] == pytest.approx(
+        [np.mean(best), np.var(best, ddof=1), np.mean(r)]
+    )
+
+
+def test_an_ensemble_is_a_cell_of_its_own():
+    pred, target, reference = table(items=30)
+    rows = pd.concat([frame(pred, target, reference), frame(pred / 2, target, reference, draws=16)])
+    got = stats.summarise(rows)
+    assert got["draws"].tolist() == [1, 16] and got["pearson"].nunique() <= 2
+    assert verdicts.MIN_SEEDS == 2
