@@ -7,6 +7,7 @@ checks, `take`, `save` and `load`; what is computed from them lives in the rooms
 
 from __future__ import annotations
 
+import builtins
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -112,9 +113,9 @@ class Task:
         if both.size and (both.min() < 0 or both.max() >= n or len(set(both.tolist())) != both.size):
             raise DataError(f"task {self.name!r}: pool and queries must be disjoint positions below {n}")
 
-    @property
+    @builtins.property  # the field `property` hides the plain name in this class
     def kind(self) -> str:
-        """ "regression" or "classification"."""
+        """One of "regression", "classification"."""
         return "regression" if self.targets is not None else "classification"
 
     def __len__(self) -> int:

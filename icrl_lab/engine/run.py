@@ -259,7 +259,7 @@ class Engine:
             self._keep(job, state, asked, prefix)
 
     def _model(
-        self, job: _Job | None, state: attention.Pass, where: np.ndarray, rows: list[int], new: np.ndarray | None = None
+        self, job: _Job, state: attention.Pass, where: np.ndarray, rows: list[int], new: np.ndarray | None = None
     ) -> torch.Tensor:
         """Logits (len(rows), vocabulary) of one pack; `new` gives token ids directly while text is generated."""
         embeds = (

@@ -47,8 +47,7 @@ class Material:
         self.tokenizer = llm.tokenizer
         self.queries = self._queries()
         self.template = prompts.layout(plan.layout, markers=plan.markers)
-        regression = task.targets is not None
-        self.format = answers.fit_format(plan.label_format, task.targets[task.pool]) if regression else None
+        self.format = None if task.targets is None else answers.fit_format(plan.label_format, task.targets[task.pool])
         self._maps: dict[tuple[Any, ...], SlotMap] = {}
         self._check()
 
@@ -107,10 +106,10 @@ class Material:
         per_query = shots.needs_query(cell.selection) or shots.needs_query(cell.order)
         groups = [(int(q),) for q in self.queries] if per_query else [tuple(int(q) for q in self.queries)]
         unit = self.vectors.values.reshape(len(self.vectors), -1)
-        given = {"y": self._y, "vectors": unit}
+        given: dict[str, Any] = {"y": self._y, "vectors": unit}
         out = []
         for group in groups:
-            query = {"query": group[0]} if per_query else {}
+            query: dict[str, Any] = {"query": group[0]} if per_query else {}
             seed = _stream("selection", cell.seed, cell.shots)
             chosen = shots.select(cell.selection, k=cell.shots, pool=self.task.pool, seed=seed, **given, **query)
             # labels are tied to items before the order is drawn: another order shows the same pairs
@@ -179,7 +178,7 @@ class Material:
             key += (cell.labels, cell.shots, cell.selection, cell.order)
         if key not in self._maps:
             options = {k: v for k, v in arm.options.items() if k != "budget"}
-            given = {"labels": self._budget(cell, draw)} if supervised else {}
+            given: dict[str, Any] = {"labels": self._budget(cell, draw)} if supervised else {}
             scale = arm.slot_scale
             pool = self._code if arm.name == "random-noise" else self._pool
             seed = _stream("map", cell.seed, draw)

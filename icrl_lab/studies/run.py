@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from icrl_lab import answers, baselines
+from icrl_lab import answers
 from icrl_lab.engine import Engine
 from icrl_lab.studies.cells import Cell, cells
+from icrl_lab.studies.comparison import baseline_predictions
+from icrl_lab.studies.manifest import ended, items_table, manifest
 from icrl_lab.studies.material import Material, Shots
 from icrl_lab.studies.spec import Arm, PlanSpec, StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
@@ -69,18 +69,20 @@ class Study:
         if out is None:
             done = [(cell, self.compute(cell)) for cell in self._bar(self.cells(), progress)]
             return self._result([frame for _, frame in done], start)
-        with RunFolder.open_for_writing(out, self.manifest(start), resume) as folder:
+        with RunFolder.open_for_writing(out, manifest(self, start), resume) as folder:
             finished = folder.finished()
             for cell in self._bar([c for c in self.cells() if c.key not in finished], progress):
                 folder.put(cell.key, self.compute(cell))
             self.refit()
             result = self._result([folder.predictions()], start)
             result.path = folder.path
-            folder.finish(self.ended(start), result.summary(), result.baselines(), result.maps, result.items)
+            folder.finish(ended(self, start), result.summary(), result.baselines(), result.maps, result.items)
         return result
 
     def compute(self, cell: Cell) -> pd.DataFrame:
         """The predictions of one cell, one row a query, in the columns of predictions.parquet."""
+        import pandas as pd
+
         start = time.perf_counter()
         by_query: dict[int, list[Any]] = {}
         lengths: dict[int, int] = {}
@@ -98,7 +100,7 @@ class Study:
             self._row(cell, query, answers.mix(found), shown[query], seconds, lengths[query])
             for query, found in by_query.items()
         ]
-        return _frame(rows)
+        return pd.DataFrame(rows)
 
     # ------------------------------------------------------------------------------------ one cell
 
@@ -128,7 +130,10 @@ class Study:
             if fmt is not None:
                 return answers.score_numbers(engine, rendered, fmt, tokenizer)
             return answers.score_options(engine, rendered, options, tokenizer)
-        hot = {"temperature": TEMPERATURE if self.plan.decode == "sample" else 0.0, "seed": cell.seed * 1000 + draw}
+        hot: dict[str, Any] = {
+            "temperature": TEMPERATURE if self.plan.decode == "sample" else 0.0,
+            "seed": cell.seed * 1000 + draw,
+        }
         if fmt is None:
             return answers.decode_options(engine, rendered, options, tokenizer, **hot)
         last = queries - size * (len(rendered) - 1)  # the last prompt may ask fewer
@@ -194,10 +199,8 @@ class Study:
         from icrl_lab.studies.result import StudyResult
 
         predictions = self._in_order(pd.concat(frames, ignore_index=True))
-        manifest = {**self.manifest(start), **self.ended(start)}
-        return StudyResult(
-            predictions, self.baseline_predictions(), manifest, items_table(self), self.material.fitted()
-        )
+        about = {**manifest(self, start), **ended(self, start)}
+        return StudyResult(predictions, baseline_predictions(self), about, items_table(self), self.material.fitted())
 
     def _in_order(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows in the order of the plan, however they were computed: by arm, then control, then condition and seed."""
@@ -217,128 +220,6 @@ class Study:
                 for draw in range(cell.arm.draws):
                     self.material.slot_map(cell, draw)
 
-    def baseline_predictions(self) -> pd.DataFrame:
-        """The simple predictors on the same shots, labels and queries, in the columns of predictions.parquet that apply."""
-        material, task = self.material, self.task
-        known = baselines.REGRESSORS if task.targets is not None else baselines.CLASSIFIERS
-        values = material.vectors.values.reshape(len(task), -1)
-        rows = []
-        done: set[tuple[Any, ...]] = set()
-        for cell in self.cells():
-            key = (cell.labels, cell.shots, cell.selection, cell.seed)
-            if key in done:
-                continue
-            done.add(key)
-            for group in material.shots(cell, 0):
-                x, y = values[group.positions], material.shown_targets(group, cell)
-                for name in known:
-                    found = baselines.baseline(name, x, y, values[list(group.queries)], seed=cell.seed)
-                    for query, value in zip(group.queries, found):
-                        target = task.targets[query] if task.targets is not None else task.labels[query]  # type: ignore[index]
-                        rows.append(
-                            {"task": task.name, "encoder": self.vectors.space, "baseline": name, "labels": cell.labels}
-                            | {
-                                "shots": cell.shots,
-                                "selection": cell.selection,
-                                "seed": cell.seed,
-                                "item": task.ids[query],
-                            }
-                            | {
-                                "target": target,
-                                "prediction": value,
-                                "status": "ok",
-                                "reference": material.reference(group),
-                            }
-                        )
-        return _frame(rows)
-
-    def manifest(self, start: float) -> dict[str, Any]:
-        """What was asked for, and of what: enough to tell whether a run can be resumed."""
-        import platform
-        from importlib.metadata import version
-
-        packages = ("numpy", "pandas", "torch", "transformers", "scikit-learn")
-        study = self.spec.to_dict() if self.spec is not None else {"study": StudySpec.plan_dict(self.plan)}
-        return {
-            "study": study,
-            "inputs": {
-                "task": _hash([self.task.name, *self.task.ids, *map(str, self._labels())]),
-                "split": _hash(
-                    [",".join(map(str, self.task.pool.tolist())), ",".join(map(str, self.material.queries.tolist()))]
-                ),
-                "vectors": hashlib.sha256(np.ascontiguousarray(self.vectors.values).tobytes()).hexdigest(),
-                "encoder": self.vectors.space,
-                "model": self.llm.space,
-                "dtype": self.llm.dtype,
-            },
-            "task": {
-                "name": self.task.name,
-                "kind": self.task.kind,
-                "property": self.task.property,
-                "units": self.task.units,
-                "modality": self.task.modality,
-                "source": self.task.source,
-                "split": self.task.split,
-                "pool": len(self.task.pool),
-                "queries": len(self.material.queries),
-                "dropped": [
-                    {"row": d.row, "id": d.id, "column": d.column, "reason": d.reason} for d in self.task.dropped
-                ],
-            },
-            "model": {
-                "name": self.llm.name,
-                "device": self.llm.device,
-                "dtype": self.llm.dtype,
-                "threads": self.llm.threads,
-                "proof": dict(self.llm.proof),
-                "measured": dict(self.llm.measured),
-            },
-            "versions": {
-                "icrl_lab": _own_version(),
-                "python": platform.python_version(),
-                **{p: version(p) for p in packages},
-            },
-            "seeds": list(self.plan.seeds),
-            "start": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(start)),
-        }
-
-    def ended(self, start: float) -> dict[str, Any]:
-        """What the run took, added to the manifest at its end."""
-        engine = self.engine
-        tokens = {"computed": engine.computed, "asked": engine.asked}
-        return {"seconds": round(time.time() - start, 2), "tokens": tokens, "cells": len(self.cells())}
-
-    def _labels(self) -> list[Any]:
-        return list(self.task.targets if self.task.targets is not None else self.task.labels or ())
-
-
-def items_table(study: Study) -> pd.DataFrame:
-    """One row an item: id, text, what it is labelled with, and its role in the study."""
-    import pandas as pd
-
-    task = study.task
-    role = np.full(len(task), "", dtype=object)
-    role[task.pool], role[study.material.queries] = "pool", "query"
-    text = list(task.text) if task.text is not None else [""] * len(task)
-    shown = {"target": task.targets} if task.targets is not None else {"label": list(task.labels or ())}
-    return pd.DataFrame({"id": list(task.ids), "text": text, **shown, "role": role})
-
-
-def _frame(rows: list[Mapping[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(rows)
-
-
-def _hash(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
-
-
-def _own_version() -> str:
-    from icrl_lab import __version__
-
-    return __version__
-
 
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     """The study of a study file: its task, its vectors and its model loaded."""
@@ -347,7 +228,14 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     from icrl_lab.tasks import load_task
 
     t = spec.task
-    given = {"units": t.units, "property": t.property, "text": t.text, "target": t.target, "label": t.label, "id": t.id}
+    given: dict[str, Any] = {
+        "units": t.units,
+        "property": t.property,
+        "text": t.text,
+        "target": t.target,
+        "label": t.label,
+        "id": t.id,
+    }
     given = {k: v for k, v in given.items() if v} | dict(t.options)
     if t.modality:
         given["modality"] = t.modality

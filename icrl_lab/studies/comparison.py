@@ -1,0 +1,44 @@
+"""The simple predictors on the very shots, labels and queries that the arms saw."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from icrl_lab import baselines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from icrl_lab.studies.run import Study
+
+
+def baseline_predictions(study: Study) -> pd.DataFrame:
+    """One row a baseline, seed and query, in the columns of predictions.parquet that apply; `baseline` names it.
+
+    The order of the shots is nothing to a predictor, so that studies of the order have one set of baselines.
+    """
+    import pandas as pd
+
+    material, task = study.material, study.task
+    known = baselines.REGRESSORS if task.targets is not None else baselines.CLASSIFIERS
+    values = material.vectors.values.reshape(len(task), -1)
+    truth: Any = task.targets if task.targets is not None else task.labels
+    cells = {(c.labels, c.shots, c.selection, c.seed): replace(c, order="given") for c in study.cells()}
+    rows = []
+    for (labels, shots, selection, seed), cell in cells.items():
+        common = {"task": task.name, "encoder": material.vectors.space, "labels": labels, "shots": shots}
+        common |= {"selection": selection, "seed": seed, "status": "ok"}
+        for group in material.shots(cell, 0):
+            x, y = values[group.positions], material.shown_targets(group, cell)
+            asked, reference = list(group.queries), material.reference(group)
+            for name in known:
+                for query, value in zip(asked, baselines.baseline(name, x, y, values[asked], seed=seed)):
+                    about = {
+                        "item": task.ids[query],
+                        "target": truth[query],
+                        "prediction": value,
+                        "reference": reference,
+                    }
+                    rows.append({**common, "baseline": name, **about})
+    return pd.DataFrame(rows)
