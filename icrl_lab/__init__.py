@@ -31,7 +31,28 @@ _HOME = {
     **dict.fromkeys(("Capture", "Prompt", "Rendered", "SlotMap", "Task", "Trace", "Vectors"), "values"),
 }
 
-__all__ = sorted([*_HOME, "DataError", "IcrlError", "MissingExtra", "ModelError", "StudyError", "__version__"])
+__all__ = [
+    "Arm",
+    "Capture",
+    "DataError",
+    "Engine",
+    "IcrlError",
+    "MissingExtra",
+    "ModelError",
+    "Prompt",
+    "Rendered",
+    "SlotMap",
+    "Study",
+    "StudyError",
+    "Task",
+    "Trace",
+    "Vectors",
+    "__version__",
+    "encode",
+    "load_llm",
+    "load_task",
+    "open_run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 
-def tiny_config(family: str):
+def tiny_config(family: str, vocabulary: int = 97):
     import transformers as tf
 
     common = dict(
-        vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+        vocab_size=vocabulary, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
         max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     match family:
@@ -29,7 +29,9 @@ def tiny_config(family: str):
     raise ValueError(family)
 
 
-def tiny_llm(family: str, *, seed: int = 0, prove: bool = False, device: str = "cpu", dtype: str = "float32"):
+def tiny_llm(
+    family: str, *, seed: int = 0, prove: bool = False, device: str = "cpu", dtype: str = "float32", tokenizer=None
+):
     import torch
     import transformers as tf
 
@@ -37,13 +39,13 @@ def tiny_llm(family: str, *, seed: int = 0, prove: bool = False, device: str = "
 
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = tf.AutoModelForCausalLM.from_config(tiny_config(family))
+    model = tf.AutoModelForCausalLM.from_config(tiny_config(family, len(tokenizer) if tokenizer else 97))
     with torch.no_grad():
         for weight in model.parameters():  # the default initialisation is too small to show a wrong mask
             if weight.ndim > 1:
                 weight.normal_(0, 0.25)
     torch.set_rng_state(state)
-    return wrap(f"tiny-{family}", model.to(device, getattr(torch, dtype)), None, prove=prove)
+    return wrap(f"tiny-{family}", model.to(device, getattr(torch, dtype)), tokenizer, prove=prove)
 
 
 @pytest.fixture(scope="session", params=["llama", "qwen3", "gemma3", "gemma2"])

@@ -203,6 +203,15 @@ def _strings(value):
             yield from _strings(v)
 
 
+def test_a_figure_cannot_end_the_script_that_carries_it():
+    import plotly.graph_objects as go
+
+    figure = go.Figure(layout={"title": {"text": EVIL[1] + "<!--<script>"}})
+    parsed = Page(page.page("t", page.figure("f"), {"f": figure}))
+    assert [t for t, _ in parsed.elements].count("script") == 3
+    assert parsed.figures["f"]["layout"]["title"]["text"] == EVIL[1] + "<!--<script>"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_text_comes_out_as_text(data):

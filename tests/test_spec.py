@@ -208,6 +208,7 @@ def test_a_windows_file_with_a_mark_and_other_line_ends_reads_the_same(tmp_path)
         ("queries = 0", "queries must be a whole number"),
         ("slot_scale = nan", "slot_scale must be a number above 0, not nan"),
         ("slot_scale = 0", "slot_scale must be a number above 0, not 0"),
+        (f"slot_scale = 1{'0' * 400}", "slot_scale must be a number above 0, not 1000"),
         ("slot_scale = inf", "slot_scale must be a number above 0, not inf"),
         ('slot_scale = "a"', "slot_scale must be a number above 0, not 'a'"),
         ("seeds = [3, 3]", "seeds has 3 twice"),

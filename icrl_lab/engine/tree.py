@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def build(sequences: Sequence[np.ndarray]) -> Node:
     """The compressed prefix tree of `sequences` (each non-empty). The root's stretch is what all of them share."""
     keys = [(s.astype(np.uint64) ^ np.uint64(1 << 63)).astype(">u8").tobytes() for s in sequences]
     order = sorted(range(len(sequences)), key=keys.__getitem__)
-    shared = [0] + [shared_length(sequences[a], sequences[b]) for a, b in zip(order, order[1:])]
+    shared = [0] + [shared_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
     return _node(sequences, order, shared, 0, len(order), 0)
 
 
@@ -70,7 +71,7 @@ def _node(sequences: Sequence[np.ndarray], order: list[int], shared: list[int], 
         node.ends.append(order[lo])
         lo += 1
     cuts = [lo, *(i for i in range(lo + 1, hi) if shared[i] == stop), hi] if lo < hi else []
-    for a, b in zip(cuts, cuts[1:]):
+    for a, b in pairwise(cuts):
         child = _node(sequences, order, shared, a, b, stop)
         node.size += child.size
         node.children.append(child)

@@ -1,15 +1,40 @@
 """Studies: arms x controls x conditions x seeds on one task, into one tidy table and a manifest.
 
-spec.py      a study file as a frozen value
-cells.py     the grid: which cells, in which order
-material.py  what goes into a cell: shots, labels, fitted maps, prompts
-run.py       the loop: compute, keep, resume
-result.py    what a study found: tables, and doors to figures
-folder.py    the run folder on disk; journal.py, how a finished cell is kept
+    spec.py        a study file as a frozen value; checks.py, what its values may be; toml.py, where they stand
+    cells.py       the grid: which cells, in which order
+    material.py    what goes into a cell: shots, labels, fitted maps, prompts
+    run.py         the loop: compute, keep, resume
+    comparison.py  the simple predictors on the same shots
+    manifest.py    what was run, of what, on what
+    result.py      what a study found: tables, and doors to figures
+    folder.py      the run folder on disk; journal.py, how a finished cell is kept
+
+The names load on first use: a report is read and a study file checked without torch.
 """
 
-from icrl_lab.studies.result import StudyResult, open_run
-from icrl_lab.studies.run import Study, load
-from icrl_lab.studies.spec import Arm, StudySpec
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from icrl_lab.studies.result import StudyResult, open_run
+    from icrl_lab.studies.run import Study, load
+    from icrl_lab.studies.spec import Arm, StudySpec
+
+_HOME = {
+    "Arm": "spec",
+    "Study": "run",
+    "StudyResult": "result",
+    "StudySpec": "spec",
+    "load": "run",
+    "open_run": "result",
+}
 
 __all__ = ["Arm", "Study", "StudyResult", "StudySpec", "load", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'icrl_lab.studies' has no attribute {name!r}")
+    return getattr(import_module(f"icrl_lab.studies.{_HOME[name]}"), name)

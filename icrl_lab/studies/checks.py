@@ -6,7 +6,6 @@ Names belong to their rooms and are looked up there, when they are needed.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -99,8 +98,7 @@ def whole(low: int, high: int) -> Check:
 
 def _number(low: float, high: float, what: str) -> Check:
     def check(value: Any) -> float:
-        fine = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not fine or not low < value < high:
+        if isinstance(value, bool) or not isinstance(value, Real) or not low < value < high:  # a NaN is not between
             raise Bad(f"must be {what}, not {show(value)}")
         return float(value)
 

@@ -1,0 +1,144 @@
+"""The laws of the house: rooms import one way, the front door is light, pyproject and environment.yml agree."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "icrl_lab"
+ROOMS = [
+    *("errors", "files", "values", "fetch", "tasks", "encoders", "maps", "shots", "prompts", "controls", "answers", "models", "engine"),
+    *("baselines", "stats", "studies", "plots", "report", "tables", "bench", "doctor", "cli"),
+]  # fmt: skip
+
+
+def imports(path: Path, *, inside: bool) -> set[str]:
+    """Rooms that a file imports: at its top, or with `inside` also inside functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    nodes = ast.walk(tree) if inside else iter(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "icrl_lab":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("icrl_lab.")}
+    return found & set(ROOMS)
+
+
+def files() -> list[tuple[str, Path]]:
+    out = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room != "__init__":
+            out.append((room, path))
+    return out
+
+
+def test_every_room_is_in_the_list():
+    assert {room for room, _ in files()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room,path", files(), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_a_room_imports_only_rooms_above_it(room, path):
+    below = {other for other in imports(path, inside=False) if ROOMS.index(other) > ROOMS.index(room)}
+    assert not below, f"{path.name} of {room} imports {below} at its top"
+
+
+def test_the_check_would_see_a_wrong_import(tmp_path):
+    wrong = tmp_path / "values.py"
+    wrong.write_text("from icrl_lab.engine import Engine\nimport icrl_lab.cli\nfrom icrl_lab import plots\n")
+    assert imports(wrong, inside=False) == {"engine", "cli", "plots"}
+
+
+def test_numbers_never_import_figures():
+    numbers = ROOMS[: ROOMS.index("plots")]
+    doors = {"studies/result.py"}  # doors of one line: result.plot(), result.save()
+    for room, path in files():
+        if room in numbers and str(path.relative_to(PACKAGE)) not in doors:
+            assert not imports(path, inside=True) & {"plots", "report", "tables", "cli"}, path
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_front_door_is_light():
+    heavy = {"torch", "rdkit", "ipywidgets", "pandas", "plotly", "transformers", "scipy", "sklearn"}
+    loaded = run("import sys, icrl_lab; print(' '.join(sorted({m.split('.')[0] for m in sys.modules})))").split()
+    assert not heavy & set(loaded)
+    code = "import time; t = time.perf_counter(); import icrl_lab; print(time.perf_counter() - t)"
+    assert min(float(run(code)) for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        "tasks",
+        "encoders",
+        "maps",
+        "shots",
+        "prompts",
+        "controls",
+        "answers",
+        "stats",
+        "baselines",
+        "fetch",
+        "studies.spec",
+    ],
+)
+def test_numpy_rooms_bring_no_torch(room):
+    loaded = run(
+        f"import sys, icrl_lab.{room}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    ).split()
+    assert not {"torch", "rdkit", "ipywidgets", "plotly"} & set(loaded)
+
+
+def test_public_names_exist_and_are_documented():
+    import icrl_lab
+
+    assert sorted(icrl_lab.__all__) == icrl_lab.__all__
+    for name in icrl_lab.__all__:
+        value = getattr(icrl_lab, name)
+        assert name == "__version__" or value.__doc__, name
+    with pytest.raises(AttributeError):
+        icrl_lab.nothing  # noqa: B018
+
+
+def requirement(line: str) -> tuple[str, str]:
+    name, bounds = re.fullmatch(r"\s*([A-Za-z0-9_.-]+)(.*?)\s*", line).groups()
+    return name.lower().replace("_", "-"), bounds.replace(" ", "")
+
+
+def test_environment_and_pyproject_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = dict(requirement(r) for r in project["dependencies"])
+    for extra in re.search(r"icrl-lab\[(.*)\]", extras["lab"][0]).group(1).split(","):
+        wanted |= dict(requirement(r) for r in extras[extra])
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    given = dict(
+        requirement(line.split("- ", 1)[1])
+        for line in lines
+        if re.match(r"\s+- [A-Za-z]", line) and not line.strip().endswith(":")
+    )
+    for tool in ("pip", "conda-forge", "nodefaults"):
+        given.pop(tool, None)
+    assert given.pop("python") == project["requires-python"]
+    assert given == wanted
+
+
+def test_nothing_speaks_of_other_places():
+    """No registry's host and no absolute path of one machine stands in the project."""
+    wrong = re.compile("/wo" + "rk/|py" + r"pi\.org|pythonhos" + r"ted|npm" + r"js\.|deb\.deb" + "ian")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, listed):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".yml", ".yaml", ".ipynb", ".html"} and path.is_file():
+            assert not wrong.search(path.read_text(encoding="utf-8")), name

@@ -1,0 +1,336 @@
+"""Studies: the grid, what may be looked at, controls that share everything but one thing, resuming, the planted truth."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import icrl_lab as lab
+from icrl_lab.errors import DataError, StudyError
+from icrl_lab.studies import Study, open_run
+from icrl_lab.studies.cells import cells
+from icrl_lab.studies.material import Material
+from icrl_lab.studies.spec import plan_of
+from icrl_lab.values import SLOT, Task, Vectors
+
+
+@pytest.fixture(scope="module")
+def llm():
+    """A tiny random model behind a real tokenizer that splits digits."""
+    from tests.conftest import tiny_llm
+    from tests.families import family
+
+    return tiny_llm("llama", tokenizer=family("digits"))
+
+
+@pytest.fixture(scope="module")
+def task():
+    rng = np.random.default_rng(0)
+    n = 60
+    y = rng.standard_normal(n) * 2 - 1
+    ids = tuple(f"item{i}" for i in range(n))
+    pool = np.arange(0, n, 2)
+    return Task(
+        "toy",
+        ids,
+        tuple(range(n)),
+        tuple("abcdefgh"[i % 8] * 3 for i in range(n)),
+        y,
+        None,
+        "u",
+        "size",
+        "table",
+        pool,
+        np.arange(1, n, 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def vectors(task):
+    rng = np.random.default_rng(1)
+    return Vectors(rng.standard_normal((len(task), 10)), task.ids, "toy/1")
+
+
+PLAN = dict(
+    arms=["text", "random-projection", "ridge"],
+    controls=["real", "noise", "dummy"],
+    with_text=False,
+    labels="true",
+    shots=4,
+    seeds=3,
+    queries=8,
+)
+
+
+def test_the_grid_counts_what_applies():
+    plan = plan_of(
+        {
+            **PLAN,
+            "with_text": [False, True],
+            "labels": ["true", "permuted"],
+            "shots": [2, 4],
+            "order": ["random", "ascending"],
+        }
+    )
+    got = list(cells(plan))
+    assert len(got) == 3 * 2 * 2 * 2 * (
+        1 + 2 * 2 * 3
+    )  # seeds, labels, shots, orders; text once, two arms x views x controls
+    assert len({c.key for c in got}) == len(got)
+    assert [c.seed for c in got] == sorted(c.seed for c in got)  # whole seeds first
+
+
+def test_shots_and_maps_come_from_the_pool_only(task, vectors, llm):
+    """Changing every query's target, and every query's vector but the one asked about, changes no shot and no map."""
+    changed = np.array(task.targets)
+    changed[task.queries] = 1e3 * np.arange(len(task.queries))
+    other = np.array(vectors.values)
+    other[task.queries] = 7.0
+    fields = {k: getattr(task, k) for k in task.__dataclass_fields__}
+    twin = Task(**{**fields, "targets": changed})
+    plan = plan_of(
+        {
+            **PLAN,
+            "arms": ["moments-vocab", "ridge", "whiten", "pca-text", "moments-text", "moments-pca"],
+            "selection": ["quantile", "diverse", "random"],
+        }
+    )
+    a, b = Material(task, vectors, llm, plan), Material(twin, Vectors(other, task.ids, vectors.space), llm, plan)
+    pool = set(task.pool.tolist())
+    for cell in cells(plan):
+        for x, y in zip(a.shots(cell, 0), b.shots(cell, 0)):
+            assert (x.positions == y.positions).all() and x.written == y.written
+            assert set(x.positions.tolist()) <= pool and not set(x.positions.tolist()) & set(x.queries)
+        if cell.arm.has_slots:
+            for s, t in zip(a.slot_map(cell, 0).steps, b.slot_map(cell, 0).steps):
+                assert all((s.arrays[k] == t.arrays[k]).all() for k in s.arrays)
+    assert a.format.values.tolist() == b.format.values.tolist()
+
+
+def test_every_arm_and_control_sees_the_same_shots_and_queries(task, vectors, llm):
+    result = Study(task, vectors, llm, **PLAN).run(progress=False)
+    frame = result.to_dataframe()
+    for _, rows in frame.groupby("seed"):
+        assert rows["shot_items"].nunique() == 1
+        assert rows.groupby(["arm", "control"])["item"].apply(lambda c: tuple(sorted(c))).nunique() == 1
+    assert frame["item"].nunique() == 8
+    assert set(frame["status"]) == {"ok"}
+    assert frame["prediction"].between(task.targets.min(), task.targets.max()).all()
+    assert (frame.query("arm == 'ridge'")["gold_labels"] == 4).all()
+
+
+def test_the_prompt_of_a_control_differs_in_its_vectors_alone(task, vectors, llm):
+    plan = plan_of(
+        {
+            **PLAN,
+            "arms": ["random-projection"],
+            "controls": ["real", "shuffled", "noise", "shared", "zero", "back-translated", "dummy"],
+        }
+    )
+    material = Material(task, vectors, llm, plan)
+    found = {c.control: material.rendered(c, 0)[0] for c in cells(plan) if c.seed == 1}
+    for name, prompts in found.items():
+        for real, other in zip(found["real"], prompts):
+            if name == "dummy":
+                assert not (other.ids == SLOT).any()
+            else:
+                assert (real.ids == other.ids).all()
+                assert (name == "real") == bool((real.vectors == other.vectors).all())
+
+
+def test_permuted_labels_are_the_same_labels_on_other_shots(task, vectors, llm):
+    plan = plan_of({**PLAN, "arms": ["random-projection"], "labels": ["true", "permuted"], "shots": 12})
+    material = Material(task, vectors, llm, plan)
+    by = {c.labels: material.shots(c, 0)[0] for c in cells(plan) if c.seed == 0 and c.control == "real"}
+    assert (by["true"].positions == by["permuted"].positions).all()
+    assert sorted(by["true"].written) == sorted(by["permuted"].written)
+    assert by["true"].written != by["permuted"].written
+    cell = next(c for c in cells(plan) if c.labels == "permuted")
+    shown = material.shown_targets(by["permuted"], cell)
+    assert [material.format.write(y) for y in shown] == list(
+        by["permuted"].written
+    )  # baselines see what the prompt shows
+
+
+def test_draws_differ_in_map_and_order_and_are_mixed(task, vectors, llm):
+    many = Study(
+        task,
+        vectors,
+        llm,
+        **{**PLAN, "arms": [{"name": "random-projection", "draws": 3}], "controls": ["real"], "seeds": [2]},
+    )
+    cell = many.cells()[0]
+    rendered = [many.material.rendered(cell, d) for d in range(3)]
+    orders = [tuple(groups[0].positions.tolist()) for _, groups in rendered]
+    assert len(set(orders)) == 3 and len({tuple(sorted(o)) for o in orders}) == 1
+    frame = many.compute(cell)
+    each = [[a.mean for a in many._answers(cell, r, 8, d)] for d, (r, _) in enumerate(rendered)]
+    assert np.allclose(frame["prediction"], np.mean(each, 0))  # a mixture's mean is the mean of the means
+    assert (frame["draws"] == 3).all()
+
+
+@pytest.mark.parametrize(
+    "selection,order", [("nearest", "near-last"), ("random", "near-first"), ("farthest", "random")]
+)
+def test_shots_that_depend_on_the_query(task, vectors, llm, selection, order):
+    study = Study(
+        task,
+        vectors,
+        llm,
+        **{
+            **PLAN,
+            "arms": ["random-projection"],
+            "controls": ["real"],
+            "selection": selection,
+            "order": order,
+            "seeds": 1,
+        },
+    )
+    frame = study.run(progress=False).to_dataframe()
+    assert frame["shot_items"].nunique() > 1
+    unit = vectors.values / np.linalg.norm(vectors.values, axis=1, keepdims=True)
+    place = {name: i for i, name in enumerate(task.ids)}
+    for _, row in frame.iterrows():
+        shown = [place[i] for i in row["shot_items"].split(";")]
+        near = unit[shown] @ unit[place[row["item"]]]
+        if order != "random":
+            assert (np.diff(near if order == "near-last" else near[::-1]) >= 0).all()
+        every = np.sort(unit[task.pool] @ unit[place[row["item"]]])
+        if selection == "nearest":
+            assert np.allclose(np.sort(near), every[-4:])
+        if selection == "farthest":
+            assert np.allclose(np.sort(near), every[:4])
+
+
+def test_classification_with_options(vectors, llm, task):
+    fields = {k: getattr(task, k) for k in task.__dataclass_fields__}
+    labels = tuple("low" if y < -1.5 else "lower" if y < 0 else "high" for y in task.targets)
+    classes = Task(**{**fields, "targets": None, "labels": labels})
+    result = Study(classes, vectors, llm, **{**PLAN, "arms": ["random-projection"], "selection": "balanced"}).run(
+        progress=False
+    )
+    frame = result.to_dataframe()
+    assert set(frame["prediction"]) <= {"low", "lower", "high"}
+    assert {"accuracy", "accuracy_low"} <= set(result.summary())
+    assert set(result.baselines()["baseline"]) == {"majority", "knn", "logistic"}
+
+
+@pytest.mark.parametrize("decode", ["greedy", "sample"])
+def test_free_text_failures_are_rows(task, vectors, llm, decode):
+    study = Study(
+        task,
+        vectors,
+        llm,
+        **{
+            **PLAN,
+            "arms": ["random-projection"],
+            "controls": ["real", "noise"],
+            "decode": decode,
+            "label_format": "as-written",
+        },
+    )
+    result = study.run(progress=False)
+    frame = result.to_dataframe()
+    assert len(frame) == 2 * 3 * 8
+    failed = frame["status"] != "ok"
+    assert frame.loc[failed, "prediction"].isna().all() and failed.any()  # a random model does not write numbers
+    assert (result.summary()["failures"].sum()) == failed.sum()
+
+
+def test_several_queries_a_prompt(task, vectors, llm):
+    result = Study(
+        task,
+        vectors,
+        llm,
+        **{
+            **PLAN,
+            "arms": ["random-projection"],
+            "controls": ["real"],
+            "queries_per_prompt": 3,
+            "layout": "paper",
+            "shots": 2,
+            "seeds": 1,
+        },
+    ).run(progress=False)
+    frame = result.to_dataframe()
+    assert len(frame) == 8 and frame["item"].is_unique
+
+
+def test_a_run_is_the_same_with_and_without_a_folder_and_after_resuming(task, vectors, llm, tmp_path, monkeypatch):
+    whole = Study(task, vectors, llm, **PLAN).run(progress=False).to_dataframe()
+    study = Study(task, vectors, llm, **PLAN)
+    real, count = study.compute, []
+
+    def stops(cell):
+        if len(count) == 7:
+            raise KeyboardInterrupt
+        count.append(cell.key)
+        return real(cell)
+
+    monkeypatch.setattr(study, "compute", stops)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(tmp_path / "run", progress=False)
+    again = Study(task, vectors, llm, **PLAN)
+    done = []
+    monkeypatch.setattr(again, "compute", lambda cell, f=again.compute: done.append(cell.key) or f(cell))
+    result = again.run(tmp_path / "run", resume=True, progress=False)
+    assert not set(done) & set(count) and len(done) + len(count) == len(again.cells())  # nothing twice
+    drop = ["seconds"]
+    pd.testing.assert_frame_equal(whole.drop(columns=drop), result.to_dataframe().drop(columns=drop), check_dtype=False)
+    opened = open_run(tmp_path / "run")
+    pd.testing.assert_frame_equal(opened.summary(), result.summary(), check_dtype=False, rtol=1e-9)
+    assert len(opened.maps) == 6 and opened.plot() is not None  # two arms x three seeds
+    with pytest.raises(StudyError, match="resume"):
+        study.run(tmp_path / "run")
+    with pytest.raises(StudyError, match="another study"):
+        Study(task, vectors, llm, **{**PLAN, "shots": 5}).run(tmp_path / "run", resume=True)
+
+
+def test_saved_results_open(task, vectors, llm, tmp_path):
+    result = Study(task, vectors, llm, **PLAN).run(progress=False)
+    result.save(tmp_path / "kept")
+    opened = open_run(tmp_path / "kept")
+    pd.testing.assert_frame_equal(opened.to_dataframe(), result.to_dataframe(), check_dtype=False)
+    assert (tmp_path / "kept" / "report.html").stat().st_size > 10_000
+    assert (
+        "<table" in result._repr_html_() and result.paper_mode()["selection_of_seeds"].str.contains("test score").all()
+    )
+
+
+def test_what_cannot_be_is_refused_before_anything_runs(task, vectors, llm):
+    with pytest.raises(DataError, match=r"30 items in its pool .* 31 shots"):
+        Study(task, vectors, llm, **{**PLAN, "shots": 31})
+    with pytest.raises(DataError, match="no vector"):
+        Study(task, vectors.take(task.ids[:50]), llm, **PLAN)
+    fields = {k: getattr(task, k) for k in task.__dataclass_fields__}
+    bare = Task(**{**fields, "text": None})
+    with pytest.raises(StudyError, match="no text"):
+        Study(bare, vectors, llm, **PLAN)
+    long = Task(**{**fields, "text": tuple("ab " * 400 for _ in task.ids)})
+    with pytest.raises(DataError, match="context"):
+        Study(long, vectors, llm, **PLAN).run(progress=False)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_whole_pipeline_finds_a_planted_signal_and_none_where_there_is_none(smollm2):
+    """Real model, synthetic task y = w.x + noise: found through the ridge map, not found where vectors are another's."""
+    task = lab.load_task("synthetic", n=300, d=8, noise=0.1)
+    vectors = lab.encode(task, "raw")
+    plan = dict(
+        arms=["ridge", "moments-vocab x4"],
+        controls=["real", "noise"],
+        with_text=False,
+        labels="true",
+        shots=20,
+        seeds=5,
+        queries=48,
+    )
+    found = (
+        Study(task, vectors, smollm2, **plan).run(progress=False).summary().query("control == 'real'").set_index("arm")
+    )
+    assert found.loc["ridge", "verdict"] == "uses the vector" and found.loc["ridge", "pearson_low"] > 0.2
+    turn = np.random.default_rng(5).permutation(len(task))
+    empty = Vectors(vectors.values[turn], task.ids, vectors.space + "/turned")
+    null = Study(task, empty, smollm2, **plan).run(progress=False).summary().query("control == 'real'")
+    assert (null["verdict"] == "no evidence").all()
+    assert (null["pearson_low"] < 0).all()
