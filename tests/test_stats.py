@@ -92,6 +92,25 @@ def test_components_are_unbiased_for_planted_ones():
     assert parts.residual.mean() == pytest.approx(25 / (s * n), rel=0.02)
 
 
+@pytest.mark.parametrize(("seeds", "high"), [(3, 1.0), (5, 0.985), (10, 0.98)])
+def test_the_half_width_covers_whatever_the_shares_of_seeds_items_and_residual(seeds, high):
+    rng = np.random.default_rng(seeds)
+    n, size, normal = 64, 3000, rng.standard_normal
+    for a, i in [(0, 0), (0, 1), (1, 0), (0.5, 0.5), (0.3, 0.3), (0.7, 0.1)]:  # the rest is residual
+        tables = np.sqrt(a * seeds) * normal((size, seeds, 1)) + np.sqrt(i * n) * normal((size, 1, n))
+        tables = tables + np.sqrt((1 - a - i) * seeds * n) * normal((size, seeds, n))
+        parts = intervals.components(tables)
+        inside = (np.abs(tables.mean((1, 2))) <= intervals.half_width(parts)).mean()
+        assert 0.935 <= inside <= high, (a, i, inside)
+
+
+def test_a_few_heavy_items_leave_fewer_degrees_of_freedom():
+    rng = np.random.default_rng(0)
+    normal, squares = rng.standard_normal((500, 3, 4000)), rng.standard_normal((500, 1, 4000)) ** 2
+    assert np.median(intervals.components(normal).df_items) > 3900
+    assert np.median(intervals.components(squares).df_items) == pytest.approx(2 * 4000 / 14, rel=0.2)  # kurtosis 15
+
+
 def test_the_interval_is_the_set_of_values_that_the_test_does_not_reject():
     pred, target, reference = table()
     for name in ("rmse", "pearson", "accuracy"):

@@ -18,7 +18,9 @@ from icrl_lab.values import SLOT, Capture, Rendered
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
 
-TOLERANCE = {"float32": 2e-4, "bfloat16": 0.3, "float16": 0.05}  # largest log-probability difference allowed, by dtype
+# How far two ways to the same distribution may lie apart, as total variation: the largest change of any event's probability.
+# bfloat16 moves a trained model's distribution by 0.03 however it is computed; a wrong mask or position, by about 1.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.03}
 
 
 def plain(llm: LLM, prompt: Rendered) -> np.ndarray:
@@ -34,6 +36,11 @@ def plain(llm: LLM, prompt: Rendered) -> np.ndarray:
     with torch.inference_mode():
         logits = llm.model(inputs_embeds=embeds[None], use_cache=False, logits_to_keep=1).logits[0, -1]
     return logits.float().log_softmax(-1).cpu().numpy()
+
+
+def variation(a: np.ndarray, b: np.ndarray) -> float:
+    """Total variation distance of two distributions given as log-probabilities (V,)."""
+    return float(0.5 * np.abs(np.exp(a.astype(np.float64)) - np.exp(b.astype(np.float64))).sum())
 
 
 def prove(llm: LLM) -> dict[str, float]:
@@ -65,17 +72,15 @@ def prove(llm: LLM) -> dict[str, float]:
     except (RuntimeError, TypeError, ValueError, NotImplementedError, KeyError, AttributeError, IndexError) as error:
         raise ModelError(f"{llm.name} cannot be run by the engine: {type(error).__name__}: {error}") from error
     facts = {
-        "own embedding": float(np.abs(reference[3] - reference[0]).max()),
-        "slot moves logits": float(min(np.abs(a - b).max() for a, b in zip(reference[4:], reference[:3]))),
+        "own embedding": variation(reference[3], reference[0]),
+        "slot moves logits": min(variation(a, b) for a, b in zip(reference[4:], reference[:3])),
         "attention row sum": float(max(np.abs(t.attention.sum(-1) - 1).max() for t in run.traces)),
-        "engine against plain": float(
-            max(np.abs(a - b).max() for a, b in zip(run.logprobs, [*reference[:3], *reference[4:]]))
-        ),
+        "engine against plain": max(variation(a, b) for a, b in zip(run.logprobs, [*reference[:3], *reference[4:]])),
     }
     failures = {
-        "own embedding": "injecting a token's own embedding changes the logits by {:.2g}",
+        "own embedding": "injecting a token's own embedding changes the next token's distribution by {:.2g}",
         "attention row sum": "attention rows miss one by {:.2g}",
-        "engine against plain": "prefix and packs change the log-probabilities by {:.2g}",
+        "engine against plain": "prefix and packs change the next token's distribution by {:.2g}",
     }
     for fact, sentence in failures.items():
         if not facts[fact] <= tolerance:
@@ -83,5 +88,5 @@ def prove(llm: LLM) -> dict[str, float]:
                 f"{llm.name} is refused: {sentence.format(facts[fact])}, more than {tolerance:g} in {llm.dtype}"
             )
     if not facts["slot moves logits"] > 0:
-        raise ModelError(f"{llm.name} is refused: the vector in a slot does not move the logits")
+        raise ModelError(f"{llm.name} is refused: the vector in a slot does not move the next token's distribution")
     return facts

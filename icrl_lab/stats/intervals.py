@@ -10,8 +10,8 @@ the observed metric has the variance
 
     seeds/S + items/N + residual/(S N)
 
-and a plain percentile bootstrap of either, or of both with so few seeds, covers too little: with three seeds it
-misses the truth three times as often as it says. What is done here instead:
+and a plain percentile bootstrap covers too little: for Pearson's r where seeds differ (three seeds, 128 items, nominal
+95 %) that of the seeds covers 74 %, of the items 54 %, of both 86 %. What is done here instead:
 
 1. Each cell gets its jackknife pseudo-value N m_s - (N-1) m_s(without i) (Tukey 1958): what item i contributes to
    seed s. For a mean this is the term itself; for a correlation it is the empirical influence.
@@ -49,6 +49,7 @@ class Parts(NamedTuple):
     seeds     of the seeds' means over S: holds the seeds' and the residual component
     items     of the items' means over N: holds the items' and the residual component
     residual  the residual component over S N
+    df_items  degrees of freedom of the items' variance
     """
 
     seeds: Array

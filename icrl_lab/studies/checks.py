@@ -98,7 +98,8 @@ def whole(low: int, high: int) -> Check:
 
 def _number(low: float, high: float, what: str) -> Check:
     def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real) or not low < value < high:  # a NaN is not between
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not low < value < high:  # a NaN is not between
             raise Bad(f"must be {what}, not {show(value)}")
         return float(value)
 
