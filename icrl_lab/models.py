@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from icrl_lab import fetch
-from icrl_lab.errors import MissingExtra, ModelError, StudyError, nearest
+from icrl_lab.errors import IcrlError, MissingExtra, ModelError, StudyError, nearest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 GAIN = 3.0  # a CPU takes bfloat16 when its matrix products are measured to be this many times faster than float32
@@ -156,8 +156,11 @@ def _read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[An
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise ModelError(f"there is no model folder {name}; save one with save_pretrained, or give a hub name")
         return _from_folder(name, dtype, trust)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except IcrlError:
+        raise
+    except Exception as error:  # foreign parsers on foreign bytes: whatever they raise, the model is at fault
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        first = " ".join(lines)[:200] if lines[0].endswith(":") else lines[0]
         known = ", ".join(fetch.EMBEDDED)
         raise ModelError(
             f"the model {name!r} cannot be had: {first.rstrip('.')}; embedded: {known}; else a folder, a .gguf file or a hub name"
@@ -165,11 +168,31 @@ def _read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[An
 
 
 def _from_folder(name: str, dtype: Any, trust: bool) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust, use_safetensors=True)
-    return model, tokenizer
+    return _whole(name, dtype=dtype, trust_remote_code=trust, use_safetensors=True), tokenizer
+
+
+def _whole(name: str, **given: Any) -> Any:
+    """A model of which every weight was found: transformers fills the others with random numbers and a log line."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, found = load(name, output_loading_info=True, **given)
+    finally:
+        logging.set_verbosity(said)
+    missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if missing:
+        raise ModelError(
+            f"the model {name!r} lacks {len(missing)} of the weights that its configuration asks for, the first "
+            f"{missing[0]!r}; it is damaged, or no causal language model"
+        )
+    return model
 
 
 def _from_gguf(path: Path, dtype: Any) -> tuple[Any, Any]:
@@ -179,12 +202,18 @@ def _from_gguf(path: Path, dtype: Any) -> tuple[Any, Any]:
         import gguf  # noqa: F401
     except ImportError:
         raise MissingExtra('a GGUF file needs the "models" extra: pip install "icrl-lab[models]"') from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from functools import partial
+    from unittest.mock import patch
+
+    from tqdm import tqdm
+    from transformers import AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
 
     folder, file = str(path.parent), path.name
     quantization = GgufConfig(gguf_file=file, dequantize=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=quantization, dtype=dtype)
+    bar = partial(tqdm, disable=None, delay=2)  # its own bar shows where the output is no terminal, too
+    with patch.object(modeling_gguf_pytorch_utils, "tqdm", bar, create=True):
+        model = _whole(folder, gguf_file=file, quantization_config=quantization, dtype=dtype)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and must not say otherwise when it is saved
     return model, tokenizer

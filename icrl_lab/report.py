@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def write(folder: str | os.PathLike) -> Path:
 
 def render(record: Record) -> str:
     """The report as a string of HTML; the same run gives the same bytes."""
+    record = replace(record, summary=_in_order(record))
     figures: dict[str, go.Figure] = {}
     about = _about(record)
     body = [
@@ -77,6 +79,15 @@ def render(record: Record) -> str:
 
 
 # --------------------------------------------------------------------------------------------- parts
+
+
+def _in_order(record: Record) -> pd.DataFrame:
+    """The summary with its arms in the order of the study file."""
+    found = record.manifest.get("study")
+    arms = found.get("study", {}).get("arms", []) if isinstance(found, Mapping) else []
+    place = {arm.get("as"): i for i, arm in enumerate(arms) if isinstance(arm, Mapping)}
+    order = record.summary["arm"].map(lambda arm: place.get(arm, len(place)))
+    return record.summary.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
 def _about(record: Record) -> dict[str, Any]:
@@ -189,6 +200,7 @@ def _number(value: Any) -> str:
     """A number with three significant figures at most, or nothing."""
     if value is None or isinstance(value, str) or value != value:
         return ""
+    value = 0.0 if abs(value) < 1e-12 else value  # rounding, not a result
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{int(value)}".replace("-", "−")
     return (f"{value:.2f}" if abs(value) < 10 and abs(value) >= 0.005 else f"{value:.3g}").replace("-", "−")

@@ -221,9 +221,28 @@ def test_another_study_does_not_resume(tmp_path, key, value, says):
     assert (tmp_path / "run/manifest.json").read_bytes() == before
 
 
+def test_a_run_that_kept_nothing_is_begun_anew_also_as_another_study(tmp_path):
+    RunFolder.open_for_writing(tmp_path, MANIFEST).close()
+    RunFolder.refuse(tmp_path)
+    other = {**MANIFEST, "inputs": {"data": "cd"}}
+    for resume in (False, True):
+        with RunFolder.open_for_writing(tmp_path, other, resume=resume) as run:
+            assert "resumed" not in run.manifest
+            with pytest.raises(StudyError, match="in use"):
+                RunFolder.refuse(tmp_path)
+    with RunFolder.open_for_writing(tmp_path, other) as run:
+        run.put("a", cell())
+    with pytest.raises(StudyError, match="--resume"):
+        RunFolder.refuse(tmp_path)
+    RunFolder.refuse(tmp_path, resume=True)
+    RunFolder.refuse(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_resume_of_nothing_starts_and_tuples_equal_lists(tmp_path):
     study = {"study": {"shots": (20, np.int64(5))}}
-    RunFolder.open_for_writing(tmp_path / "new", {"study": study}, resume=True).close()
+    with RunFolder.open_for_writing(tmp_path / "new", {"study": study}, resume=True) as run:
+        run.put("a", cell())
     with RunFolder.open_for_writing(tmp_path / "new", {"study": study, "seconds": float("nan")}, resume=True) as run:
         assert run.manifest["resumed"] == 1
     assert "NaN" not in (tmp_path / "new/manifest.json").read_text()

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from icrl_lab.errors import DataError, ModelError, StudyError
-from icrl_lab.prompts import LAYOUTS, MARKERS, VIEWS, Example, Template, build, cuts, layout, render, render_all
+from icrl_lab.prompts import LAYOUTS, MARKERS, VIEWS, Example, Template, build, cuts, layout, refill, render, render_all
 from icrl_lab.values import SLOT, Prompt, Slot, Text, Vectors
 from tests.families import FAMILIES, family
 
@@ -407,3 +407,14 @@ def test_the_embedded_model(smollm2):
     text = "".join(p.text for p in ask("arrow", "text").parts)
     assert render(ask("arrow", "text"), smollm2.tokenizer).ids.tolist() == smollm2.tokenizer(text)["input_ids"]
     assert smollm2.tokenizer.decode(render(ask("arrow", "text"), smollm2.tokenizer).ids) == text
+
+
+def test_refilling_is_rendering_with_other_vectors():
+    rng = np.random.default_rng(3)
+    shots = [Example(f"s{i}", f"C{i}O", str(i)) for i in range(4)]
+    built = [build(LAYOUTS["arrow"], shots, [Example(f"q{j}", f"N{j}")], view="both", width=2) for j in range(3)]
+    ids = tuple([s.id for s in shots] + [f"q{j}" for j in range(3)])
+    one, two = (Vectors(rng.standard_normal((7, 2, 5)), ids, "s") for _ in range(2))
+    tok = family("digits")
+    for got, want in zip(refill(render_all(built, tok, one), two), render_all(built, tok, two)):
+        assert (got.ids == want.ids).all() and (got.vectors == want.vectors).all() and got.spans == want.spans

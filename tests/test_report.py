@@ -160,6 +160,16 @@ def test_the_policy_of_the_page_allows_its_own_two_scripts_and_nothing_else(tmp_
     assert hashes == [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in code] and len(code) == 2
 
 
+def test_arms_stand_in_the_order_of_the_study_file(tmp_path):
+    arms = ("b", "a", "text")
+    study_file = {"study": {"arms": [{"name": "x", "as": arm} for arm in arms]}}
+    record = run(tmp_path / "run", predictions(arms=("a", "b", "text")), study=study_file)
+    html = report.render(record)
+    first = Page(html[: html.index("<details>")])
+    cells = " ".join(first.words.split("failures")[1].split())
+    assert cells.index("b ") < cells.index("a ") < cells.index("text ")
+
+
 def test_hostile_names_do_nothing_anywhere(tmp_path):
     harmless = Page(
         report.render(
@@ -276,7 +286,7 @@ def _points(figure) -> list[tuple[float, float, float]]:
 
 
 def test_the_figure_of_the_arms_draws_every_row_where_the_table_has_it():
-    table = summary(predictions(controls=("noise", "real", "dummy")))
+    table = summary(predictions(controls=("dummy", "noise", "real")))
     rows = [r for words, r in study.conditions(table)]
     figure = study.arms(rows[0], BASELINES)
     names = list(figure.layout.yaxis.ticktext)

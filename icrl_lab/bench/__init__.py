@@ -36,7 +36,7 @@ def run(
     """Measure everything; a dict that goes into JSON as it is: machine, settings, cases (rows and limits), trees, exactness.
 
     geometry  a name of `bench.geometry.GEOMETRIES`; weights are random unless an `llm` of that geometry is handed in
-    quick     fewer rounds and queries, and a smaller tree
+    quick     the first prefix and the smaller N alone, fewer queries, a smaller tree: to see that it works
     dtype     float32 on a CPU and bfloat16 on a GPU where None; on a CPU in float32, ours is measured in bfloat16 besides
     peers     name -> python interpreter of an environment that has it: "llama-cpp", "vllm"
     progress  a progress bar on stderr; None: where it is a terminal

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from icrl_lab.engine.tree import Branch
 
@@ -219,9 +219,8 @@ def _prefix(query, key, value, scale, cap, seen):
 
 def _merge(out_a, lse_a, out_b, lse_b):
     """Two softmaxes over disjoint keys as one."""
-    lse = torch.logaddexp(lse_a, lse_b)
-    out = out_a.float() * (lse_a - lse).exp()[..., None] + out_b.float() * (lse_b - lse).exp()[..., None]
-    return out, lse
+    weight = torch.sigmoid(lse_a - lse_b)[..., None]  # of the first in both; its log-sum-exp is finite
+    return torch.lerp(out_b.float(), out_a.float(), weight), torch.logaddexp(lse_a, lse_b)
 
 
 def _attend(q, k, v, scale, cap, mask, causal):
@@ -286,5 +285,6 @@ def _rows(state, layer, query, key, lse, scale, window, cap):
     return torch.cat(parts, -1).cpu()
 
 
+# no mask function of this name is registered, so transformers makes none (and looks for no packed sequences in the positions,
+# which would make a GPU wait in every pass)
 AttentionInterface.register(NAME, cascade)
-AttentionMaskInterface.register(NAME, lambda *args, **options: None)

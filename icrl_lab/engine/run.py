@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from icrl_lab.engine import attention
-from icrl_lab.engine.tree import Branch, Node, build, chain, flatten, shared_length, symbols
+from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
 from icrl_lab.errors import DataError
-from icrl_lab.values import SLOT, Capture, Rendered, Trace
+from icrl_lab.values import Capture, Rendered, Trace
 
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
 
 BRANCH = 256  # a subtree of at most this many tokens is one branch of a pack: small enough for a dense mask of its own
-PACK = {
-    "cpu": 512,
-    "cuda": 8192,
-}  # tokens a pack: gains flatten at about 200 on a CPU; a GPU wants the weights read rarely
+# tokens a pack. On a CPU 1024 took 8 to 14 % less time than 512 and 2048 the same; a GPU wants the weights read rarely
+PACK = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +45,8 @@ class _Job:
 
     prompts: Sequence[Rendered]
     symbols: list[np.ndarray]
-    slot_rows: list[np.ndarray]  # for each prompt, the row in its vectors of each position (-1: a token)
     ids: torch.Tensor | None
-    out: dict[int, np.ndarray] = field(default_factory=dict)
+    read: list[tuple[list[int], torch.Tensor]] = field(default_factory=list)  # sequences, and their rows on the device
     capture: Capture | None = None
     attention: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     computed: int = 0
@@ -89,7 +87,9 @@ class Engine:
         with torch.inference_mode(), self._cascading():
             for branches in self._walk(job, build(job.symbols)):
                 self._packs(job, branches)
-        rows = np.stack([job.out[i] for i in range(len(prompts))])
+        rows = np.empty((len(prompts), job.read[0][1].shape[1]), np.float32)
+        for sequences, values in job.read:
+            rows[sequences] = values.cpu().numpy()
         traces = tuple(self._trace(job, i) for i in range(len(prompts))) if capture else ()
         asked = sum(len(p) for p in prompts)
         self.computed += job.computed
@@ -147,12 +147,8 @@ class Engine:
                 raise DataError(
                     f"capture rows {capture.rows} must be negative and within the shortest prompt ({shortest} tokens)"
                 )
-        slot_rows = []
-        for prompt in prompts:
-            is_slot = prompt.ids == SLOT
-            slot_rows.append(np.where(is_slot, np.cumsum(is_slot) - 1, -1))
         wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
-        return _Job(prompts, [symbols(p) for p in prompts], slot_rows, wanted, capture=capture)
+        return _Job(prompts, all_symbols(prompts), wanted, capture=capture)
 
     def _walk(self, job: _Job, node: Node) -> Iterator[list[Branch]]:
         """Depth first: compute a large node's own stretch, yield its small children as branches, descend into the large."""
@@ -253,8 +249,7 @@ class Engine:
         logits = self._model(job, state, where, [at for _, at in ends])
         job.computed += len(where)
         if ends:
-            for (sequence, _), row in zip(ends, self._read(logits, job.ids)):
-                job.out[sequence] = row
+            job.read.append(([s for s, _ in ends], self._read(logits, job.ids)))
         if asked:
             self._keep(job, state, asked, prefix)
 
@@ -282,19 +277,21 @@ class Engine:
 
     def _embed(self, job: _Job, where: np.ndarray) -> torch.Tensor:
         """(tokens, width) input embeddings: the model's own for tokens, the injected vectors at slots."""
-        ids = np.array([job.prompts[s].ids[p] for s, p in where.tolist()])
-        is_slot = ids == SLOT
-        embeds = self.model.get_input_embeddings()(torch.from_numpy(np.where(is_slot, 0, ids)).to(self.device))
-        if is_slot.any():
-            rows = np.stack([job.prompts[s].vectors[job.slot_rows[s][p]] for s, p in where[is_slot].tolist()])
-            embeds[torch.from_numpy(np.flatnonzero(is_slot)).to(self.device)] = torch.from_numpy(rows).to(embeds)
+        cuts = [0, *(np.flatnonzero(np.diff(where[:, 0])) + 1).tolist(), len(where)]
+        found = np.concatenate([job.symbols[where[a, 0]][where[a:b, 1]] for a, b in pairwise(cuts)])
+        slots = np.flatnonzero(found < 0)
+        embeds = self.model.get_input_embeddings()(torch.from_numpy(np.maximum(found, 0)).to(self.device))
+        if len(slots):
+            rows = [job.prompts[s].vectors[(job.symbols[s][:p] < 0).sum()] for s, p in where[slots].tolist()]
+            embeds[torch.from_numpy(slots).to(self.device)] = torch.from_numpy(np.stack(rows)).to(embeds)
         return embeds
 
     @staticmethod
-    def _read(logits: torch.Tensor, ids: torch.Tensor | None) -> np.ndarray:
+    def _read(logits: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
+        """float32 log-probabilities; a few stay on the device, so that a GPU need not wait for the host between packs."""
         logits = logits.float()
         norm = logits.logsumexp(-1, keepdim=True)
-        return ((logits if ids is None else logits.index_select(-1, ids)) - norm).cpu().numpy()
+        return (logits - norm).cpu() if ids is None else logits.index_select(-1, ids) - norm
 
     # ------------------------------------------------------------------------------------ captured attention
 

@@ -20,9 +20,25 @@ from icrl_lab.values import SLOT, Rendered
 
 def symbols(prompt: Rendered) -> np.ndarray:
     """(T,) int64: the token ids, with each slot position replaced by a negative hash of its vector's bytes."""
-    out = prompt.ids.copy()
-    if len(prompt.vectors):
-        out[out == SLOT] = [_symbol(row.tobytes()) for row in prompt.vectors]
+    return all_symbols([prompt])[0]
+
+
+def all_symbols(prompts: Sequence[Rendered]) -> list[np.ndarray]:
+    """The symbols of each prompt. A vector that stands in the same place of the prompt before is compared, not hashed again."""
+    out = []
+    bits, hashes = np.zeros((0, 0), np.uint32), np.zeros(0, np.int64)
+    for prompt in prompts:
+        before, bits = bits, np.ascontiguousarray(prompt.vectors).view(np.uint32)
+        known, hashes = hashes, np.empty(len(bits), np.int64)
+        same = np.zeros(len(bits), bool)
+        if bits.shape[1] == before.shape[1]:
+            n = min(len(bits), len(before))
+            same[:n] = (bits[:n] == before[:n]).all(1)
+            hashes[:n] = known[:n]
+        hashes[~same] = [_symbol(row.tobytes()) for row in bits[~same]]
+        of = prompt.ids.copy()
+        of[of == SLOT] = hashes
+        out.append(of)
     return out
 
 
@@ -119,6 +135,8 @@ class Branch:
 
 def flatten(node: Node) -> Branch:
     """Lay a subtree out as one branch."""
+    if not node.children:
+        return chain(node.sequence, node.start, node.stop, node.ends)
     where: list[tuple[int, int]] = []
     parent: list[int] = []
     ends: list[tuple[int, int]] = []

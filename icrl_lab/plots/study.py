@@ -126,10 +126,10 @@ def arms(
     base = _baselines(summary, baselines, metric)
     figure, y, ticks = go.Figure(), 0.0, []
     for arm, rows in summary.groupby("arm", sort=False):
-        controls = list(rows["control"]) if "control" in rows else ["real"] * len(rows)
-        for place, (control, (_, row)) in enumerate(
-            sorted(zip(controls, rows.iterrows()), key=lambda c: c[0] != "real")
-        ):
+        rows = rows if "control" in rows else rows.assign(control="real")
+        known = {control: place for place, control in enumerate(style.CONTROLS)}
+        rows = rows.iloc[np.argsort([known.get(c, len(known)) for c in rows["control"]], kind="stable")]
+        for place, (control, (_, row)) in enumerate(zip(rows["control"], rows.iterrows())):
             name = f"<b>{style.safe(arm, 30)}</b>" if place == 0 else style.safe(control, 24)
             if place == 0 and control != "real":
                 name = f"<b>{style.safe(arm, 20)}</b>, {style.safe(control, 14)}"

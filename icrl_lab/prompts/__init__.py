@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from icrl_lab.prompts.building import VIEWS, Example, build
 from icrl_lab.prompts.cuts import Cut, cuts
-from icrl_lab.prompts.rendering import render, render_all
+from icrl_lab.prompts.rendering import refill, render, render_all
 from icrl_lab.prompts.templates import LAYOUTS, MARKERS, Template, layout
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "build",
     "cuts",
     "layout",
+    "refill",
     "render",
     "render_all",
 ]

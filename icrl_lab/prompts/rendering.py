@@ -8,6 +8,7 @@ own template around a sentinel, so that the template can neither trim nor escape
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,6 +60,16 @@ def render_all(
         text = "".join(text for text, _ in piece)
         words = tok.prefix_tokens[:start] + _words(text, offsets[:, 1], ids[start:], tok)
         out.append(Rendered(ids, _rows(prompt, vectors, where), _spans(parts, owner, start), words))
+    return out
+
+
+def refill(rendered: Sequence[Rendered], vectors: Vectors) -> list[Rendered]:
+    """Rendered prompts with other vectors for the same items: what `render_all` gives for them, without tokenising again."""
+    where = {item: row for row, item in enumerate(vectors.ids)}
+    out = []
+    for prompt in rendered:
+        rows = [where[span.item] for span in prompt.spans if span.role == "slot"]
+        out.append(replace(prompt, vectors=vectors.values[rows].reshape(-1, vectors.width)))
     return out
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from icrl_lab.errors import DataError, IcrlError, StudyError, nearest
 from icrl_lab.files import atomic, sha256, write_text
-from icrl_lab.studies.journal import Journal
+from icrl_lab.studies.journal import Journal, records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,15 +74,13 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = _take_lock(path)
             try:
-                if (path / _MANIFEST).exists() or (path / _JOURNAL).exists():
-                    if not resume:
-                        raise StudyError(
-                            f"{path} already holds a run; add --resume to go on with it, or choose another --out"
-                        )
+                if _started(path):
+                    _refuse_second(path, resume)
                     before = _read_manifest(path)
                     _same_study(path, before, now)
                     now["start"] = before.get("start", now.get("start"))
                     now["resumed"] = before.get("resumed", 0) + 1
+                    now |= {key: before[key] for key in ("seconds", "tokens") if key in before}
                 for left in [*path.glob(".*.part"), *path.glob("maps/.*.part")]:
                     left.unlink()  # of a run that was killed: we hold the lock, so nobody is writing them
                 _write_manifest(path, {**now, "finished": False})
@@ -91,6 +89,17 @@ class RunFolder:
                 os.close(lock)
                 raise
         return cls(path, now, lock, journal)
+
+    @staticmethod
+    def refuse(path: str | os.PathLike, resume: bool = False) -> None:
+        """Raise the StudyError that `open_for_writing` would for a folder that is taken: before anything is loaded."""
+        path = Path(path)
+        with disk_trouble(path):
+            _refuse_foreign(path)
+            if (path / _LOCK).exists():
+                os.close(_take_lock(path))
+            if _started(path):
+                _refuse_second(path, resume)
 
     def put(self, cell_key: str, rows: pd.DataFrame) -> None:
         """Keep one finished cell, whole or not at all. A key that is put twice keeps the later rows."""
@@ -336,6 +345,24 @@ def _refuse_foreign(path: Path) -> None:
     seen = {p.name for p in path.iterdir()} if path.is_dir() else set()
     if not seen & {_MANIFEST, _JOURNAL, _LOCK} and any(not name.startswith(".") for name in seen):
         raise StudyError(f"{path} is not empty and holds no run (it has {min(seen)!r}); choose another --out")
+
+
+def _started(path: Path) -> bool:
+    """Whether the folder holds anything that was computed; a run that kept no cell is begun anew, also as another study."""
+    if not (path / _MANIFEST).exists() and not (path / _JOURNAL).exists():
+        return False
+    journal = (path / _JOURNAL).read_bytes() if (path / _JOURNAL).exists() else None
+    if journal is None or any(records(journal)):
+        return True
+    try:
+        return bool(_read_manifest(path).get("finished"))
+    except DataError:
+        return True  # damaged: not ours to throw away
+
+
+def _refuse_second(path: Path, resume: bool) -> None:
+    if not resume:
+        raise StudyError(f"{path} already holds a run; add --resume to go on with it, or choose another --out")
 
 
 def _take_lock(path: Path) -> int:

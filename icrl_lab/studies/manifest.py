@@ -27,11 +27,12 @@ def manifest(study: Study, start: float) -> dict[str, Any]:
     """The manifest at the start of a run. A run may be resumed when "study" and "inputs" are the same."""
     task, llm, vectors = study.task, study.llm, study.vectors
     truth = task.targets if task.targets is not None else task.labels or ()
+    shown = [task.name, task.property, task.units, task.modality, *task.options]  # what prompts say besides
     split = [",".join(map(str, rows.tolist())) for rows in (task.pool, study.material.queries)]
     return {
         "study": study.spec.to_dict() if study.spec is not None else {"study": StudySpec.plan_dict(study.plan)},
         "inputs": {
-            "task": _hash([task.name, *task.ids, *map(str, truth)]),
+            "task": _hash([*shown, *task.ids, *map(str, truth), *(task.text or ())]),
             "split": _hash(split),
             "vectors": hashlib.sha256(np.ascontiguousarray(vectors.values).tobytes()).hexdigest(),
             "encoder": vectors.space,

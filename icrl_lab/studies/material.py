@@ -2,12 +2,12 @@
 
 Everything is a function of the study and the cell's own values, so that a cell can be computed alone, in any order, and
 again. Every arm and every control of a seed sees the same shots, the same labels and the same queries; what chance decides
-is drawn from streams named after what they decide (`_stream`), never from one another's.
+is drawn from streams named after what they decide (`stream`), never from one another's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from icrl_lab.values import Prompt, Rendered, SlotMap, Task, Vectors
 NOUNS = {"molecule": "Molecule", "image": "Image", "protein": "Protein", "audio": "Sound"}
 
 
-def _stream(what: str, *numbers: int) -> int:
+def stream(what: str, *numbers: int) -> int:
     """A seed of its own for each thing that chance decides."""
     return int(np.random.default_rng([crc32(what.encode()), *numbers]).integers(2**31))
 
@@ -38,10 +38,52 @@ class Shots:
     written: tuple[str, ...]
 
 
+def check(task: Task, plan: PlanSpec) -> None:
+    """Raise the DataError or StudyError of a plan that this task cannot have: before anything is encoded or loaded."""
+    most = max(plan.shots)
+    if most > len(task.pool):
+        raise DataError(
+            f"task {task.name!r} has {len(task.pool)} items in its pool and the study asks for {most} shots; "
+            "use fewer shots or a smaller query_fraction"
+        )
+    if not len(task.queries):
+        raise DataError(f"task {task.name!r} has no item to ask about; its split leaves the query side empty")
+    needs_text = [a.label for a in plan.arms if a.name in ("text", "moments-text")]
+    if True in plan.with_text and any(a.name != "text" for a in plan.arms):
+        needs_text += ["with_text = true"]
+    if task.text is None and needs_text:
+        raise StudyError(
+            f"task {task.name!r} has no text, and {needs_text[0]} needs one; name its text column or leave it out"
+        )
+    if plan.queries_per_prompt > 1 and any(shots.needs_query(s) for s in (*plan.selection, *plan.order)):
+        raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
+    for arm in plan.arms:
+        if maps.NEEDS.get(arm.name) == "labels":
+            _check_labels(arm, task, plan)
+
+
+def _check_labels(arm: Arm, task: Task, plan: PlanSpec) -> None:
+    """The same for an arm that is fitted on the labels of its shots."""
+    budget = int(arm.options.get("budget", 0))
+    by_query = next((s for s in plan.selection if shots.needs_query(s)), None)
+    if by_query:
+        raise StudyError(
+            f"the arm {arm.label!r} fits one map to the shots, so they cannot be chosen for each query; "
+            f"leave out the arm, or the selection {by_query!r}"
+        )
+    if budget > len(task.pool):
+        raise StudyError(f"the arm {arm.label!r} has a budget of {budget} labels, and the pool {len(task.pool)} items")
+    if max(min(plan.shots), budget) < 2:
+        raise StudyError(
+            f"the arm {arm.label!r} is fitted on labels and needs two at least; take more shots, or give it a budget"
+        )
+
+
 class Material:
     """The study's items seen through its plan. Holds the task, the vectors and what is fitted once; knows no engine."""
 
     def __init__(self, task: Task, vectors: Vectors, llm: Any, plan: PlanSpec) -> None:
+        check(task, plan)
         self.task, self.plan, self.llm = task, plan, llm
         self.vectors = vectors.take(task.ids)
         self.tokenizer = llm.tokenizer
@@ -49,35 +91,11 @@ class Material:
         self.template = prompts.layout(plan.layout, markers=plan.markers)
         self.format = None if task.targets is None else answers.fit_format(plan.label_format, task.targets[task.pool])
         self._maps: dict[tuple[Any, ...], SlotMap] = {}
-        self._check()
-
-    def _check(self) -> None:
-        most = max(self.plan.shots)
-        if most > len(self.task.pool):
-            raise DataError(
-                f"task {self.task.name!r} has {len(self.task.pool)} items in its pool and the study asks for {most} shots; "
-                "use fewer shots or a smaller query_fraction"
-            )
-        needs_text = [a.label for a in self.plan.arms if a.name in ("text", "moments-text")]
-        needs_text += (
-            ["with_text = true"]
-            if True in self.plan.with_text and any(a.name != "text" for a in self.plan.arms)
-            else []
-        )
-        if self.task.text is None and needs_text:
-            raise StudyError(
-                f"task {self.task.name!r} has no text, and {needs_text[0]} needs one; name its text column or leave it out"
-            )
-        if self.plan.queries_per_prompt > 1 and any(
-            shots.needs_query(s) for s in (*self.plan.selection, *self.plan.order)
-        ):
-            raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
+        self._of_seed: dict[Any, Any] = {}
 
     def _queries(self) -> np.ndarray:
         """Positions of the items asked about: the same for every seed, arm and control."""
         possible = self.task.queries
-        if not len(possible):
-            raise DataError(f"task {self.task.name!r} has no item to ask about; its split leaves the query side empty")
         if len(possible) <= self.plan.queries:
             return possible
         rng = np.random.default_rng([crc32(b"queries"), self.plan.split_seed])
@@ -103,19 +121,18 @@ class Material:
 
     def shots(self, cell: Cell, draw: int) -> list[Shots]:
         """The shots of each group of queries that share them: one group, unless selection or order looks at the query."""
-        per_query = shots.needs_query(cell.selection) or shots.needs_query(cell.order)
-        groups = [(int(q),) for q in self.queries] if per_query else [tuple(int(q) for q in self.queries)]
-        unit = self.vectors.values.reshape(len(self.vectors), -1)
-        given: dict[str, Any] = {"y": self._y, "vectors": unit}
+        by_query = shots.needs_query(cell.selection), shots.needs_query(cell.order)
+        groups = [(int(q),) for q in self.queries] if any(by_query) else [tuple(int(q) for q in self.queries)]
+        given: dict[str, Any] = {"y": self._y, "vectors": self.vectors.values}
+        asked = [{"query": self.queries} if each else {} for each in by_query]
+        seed = stream("selection", cell.seed, cell.shots)
+        chosen = shots.select(cell.selection, k=cell.shots, pool=self.task.pool, seed=seed, **given, **asked[0])
+        ordered = shots.order(cell.order, chosen, seed=stream("order", cell.seed, draw), **given, **asked[1])
         out = []
-        for group in groups:
-            query: dict[str, Any] = {"query": group[0]} if per_query else {}
-            seed = _stream("selection", cell.seed, cell.shots)
-            chosen = shots.select(cell.selection, k=cell.shots, pool=self.task.pool, seed=seed, **given, **query)
+        for group, row in zip(groups, np.atleast_2d(ordered)):
             # labels are tied to items before the order is drawn: another order shows the same pairs
-            label_of = self._labels_of(np.sort(chosen), cell)
-            ordered = shots.order(cell.order, chosen, seed=_stream("order", cell.seed, draw), **given, **query)
-            out.append(Shots(group, ordered, tuple(label_of[int(p)] for p in ordered)))
+            label_of = self._labels_of(np.sort(row), cell)
+            out.append(Shots(group, row, tuple(label_of[int(p)] for p in row)))
         return out
 
     def _labels_of(self, chosen: np.ndarray, cell: Cell) -> dict[int, str]:
@@ -125,7 +142,7 @@ class Material:
         """Whose label each of n shots, sorted by position, is shown with."""
         if cell.labels == "true":
             return np.arange(n)
-        return np.random.default_rng(_stream("labels", cell.seed, cell.shots)).permutation(n)
+        return np.random.default_rng(stream("labels", cell.seed, cell.shots)).permutation(n)
 
     def reference(self, group: Shots) -> float | str:
         """What the shots alone say: the mean of their targets, or their most frequent class."""
@@ -181,7 +198,7 @@ class Material:
             given: dict[str, Any] = {"labels": self._budget(cell, draw)} if supervised else {}
             scale = arm.slot_scale
             pool = self._code if arm.name == "random-noise" else self._pool
-            seed = _stream("map", cell.seed, draw)
+            seed = stream("map", cell.seed, draw)
             self._maps[key] = maps.fit(arm.name, pool, self.tokens, seed=seed, slot_scale=scale, **given, **options)
         return self._maps[key]
 
@@ -191,20 +208,12 @@ class Material:
 
     def _budget(self, cell: Cell, draw: int) -> dict[str, str]:
         """Item id -> label as written, of the shots first and then of more pool items, up to the arm's label budget."""
-        groups = self.shots(cell, draw)
-        if len(groups) > 1:
-            raise StudyError(
-                f"{cell.arm.name} fits one map to the shots, so its shots cannot depend on the query; choose another selection"
-            )
+        groups = self.shots(cell, draw)  # of one set, in whatever order
         found = dict(zip((self.task.ids[p] for p in groups[0].positions), groups[0].written))
         more = int(cell.arm.options.get("budget", 0)) - len(found)
         if more > 0:
             left = np.setdiff1d(self.task.pool, groups[0].positions)
-            if more > len(left):
-                raise StudyError(
-                    f"{cell.arm.label}: budget {more + len(found)} is more than the pool's {len(self.task.pool)} items"
-                )
-            rng = np.random.default_rng(_stream("budget", cell.seed))
+            rng = np.random.default_rng(stream("budget", cell.seed))
             extra = np.sort(rng.choice(left, more, replace=False))
             labels = [self.written(int(p)) for p in extra]
             if cell.labels == "permuted":
@@ -230,15 +239,37 @@ class Material:
     def rendered(self, cell: Cell, draw: int) -> tuple[list[Rendered], list[Shots]]:
         """The prompts of a cell under one draw of map and order, and the shots of each group of queries.
 
-        Prompts come in the order of the groups' queries, `queries_per_prompt` queries each.
+        Prompts come in the order of the groups' queries, `queries_per_prompt` queries each. Arms and controls of a seed
+        share the prompts' text: it is tokenised once, and the vectors are put in.
         """
-        groups = self.shots(cell, draw)
-        mapped = self._slots(cell, draw, groups) if cell.arm.has_slots else None
-        built = [p for group in groups for p in self._prompts(cell, group, mapped.slots if mapped else 1)]
-        if mapped is not None:
-            seed = _stream("control", cell.seed, draw)
-            built, mapped = controls.apply(cell.control, built, mapped, seed=seed, tokens=self.tokens)
-        return prompts.render_all(built, self.tokenizer, mapped, self.llm.context), groups
+        groups = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
+        if not cell.arm.has_slots:
+            text = self._once(cell, (cell.arm.name, cell.with_text, draw), lambda: self._text(cell, groups, 1, None))
+            return text, groups
+        mapped = self._once(cell, ("slots", cell.arm.label, draw), lambda: self._slots(cell, draw, groups))
+        key = ("dummy" if cell.control == "dummy" else mapped.slots, cell.with_text, draw)
+        text = self._once(cell, key, lambda: self._text(cell, groups, mapped.slots, mapped))
+        if cell.control in ("real", "dummy"):
+            return prompts.refill(text, mapped), groups
+        seed = stream("control", cell.seed, draw)
+        _, changed = controls.apply(cell.control, (), mapped, seed=seed, tokens=self.tokens)
+        return prompts.refill(text, changed), groups
+
+    def _once(self, cell: Cell, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What cells of one seed and condition share; forgotten when the next seed begins."""
+        if self._of_seed.get("seed") != cell.seed:
+            self._of_seed = {"seed": cell.seed}
+        key = (cell.labels, cell.shots, cell.selection, cell.order, *key)
+        if key not in self._of_seed:
+            self._of_seed[key] = make()
+        return self._of_seed[key]
+
+    def _text(self, cell: Cell, groups: Sequence[Shots], width: int, slots: Vectors | None) -> list[Rendered]:
+        """The cell's prompts with the vectors as mapped, or with dummy markers in their place."""
+        built = [p for group in groups for p in self._prompts(cell, group, width)]
+        if slots is not None and cell.control == "dummy":
+            built, slots = controls.apply("dummy", built, slots)
+        return prompts.render_all(built, self.tokenizer, slots, self.llm.context)
 
     def _slots(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> Vectors:
         """The mapped vectors of every item of the cell's prompts and of no other."""

@@ -18,7 +18,7 @@ from icrl_lab.engine import Engine
 from icrl_lab.studies.cells import Cell, cells
 from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
-from icrl_lab.studies.material import Material, Shots
+from icrl_lab.studies.material import Material, Shots, check, stream
 from icrl_lab.studies.spec import Arm, PlanSpec, StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
 
@@ -67,17 +67,29 @@ class Study:
 
         start = time.time()
         if out is None:
+            self._rehearse(self.cells())
             done = [(cell, self.compute(cell)) for cell in self._bar(self.cells(), progress)]
             return self._result([frame for _, frame in done], start)
         with RunFolder.open_for_writing(out, manifest(self, start), resume) as folder:
             finished = folder.finished()
-            for cell in self._bar([c for c in self.cells() if c.key not in finished], progress):
+            todo = [c for c in self.cells() if c.key not in finished]
+            self._rehearse(todo)
+            for cell in self._bar(todo, progress):
                 folder.put(cell.key, self.compute(cell))
             self.refit()
             result = self._result([folder.predictions()], start)
             result.path = folder.path
-            folder.finish(ended(self, start), result.summary(), result.baselines(), result.maps, result.items)
+            spent = ended(self, start)
+            if not todo:  # only written again: what the run took is what it took
+                spent |= {key: folder.manifest[key] for key in spent if key in folder.manifest}
+            folder.finish(spent, result.summary(), result.baselines(), result.maps, result.items)
         return result
+
+    def _rehearse(self, todo: list[Cell]) -> None:
+        """Fit and write what the first seed asks for once, so that what cannot be is an error before anything is computed."""
+        for cell in todo:
+            if cell.control == "real" and cell.seed == todo[0].seed:
+                self.material.rendered(cell, 0)
 
     def compute(self, cell: Cell) -> pd.DataFrame:
         """The predictions of one cell, one row a query, in the columns of predictions.parquet."""
@@ -130,20 +142,21 @@ class Study:
             if fmt is not None:
                 return answers.score_numbers(engine, rendered, fmt, tokenizer)
             return answers.score_options(engine, rendered, options, tokenizer)
-        hot: dict[str, Any] = {
-            "temperature": TEMPERATURE if self.plan.decode == "sample" else 0.0,
-            "seed": cell.seed * 1000 + draw,
-        }
         if fmt is None:
+            hot = self._hot(cell, draw, 0)
             return answers.decode_options(engine, rendered, options, tokenizer, **hot)
-        last = queries - size * (len(rendered) - 1)  # the last prompt may ask fewer
-        full = (
-            answers.decode_numbers(engine, rendered[:-1], fmt, tokenizer, queries=size, **hot)
-            if len(rendered) > 1
-            else []
-        )
-        rest = answers.decode_numbers(engine, rendered[-1:], fmt, tokenizer, queries=last, **hot)
-        return [answer for prompt in [*full, *rest] for answer in prompt]
+        found = []
+        whole = queries // size  # prompts that ask `size` queries; one more may ask the rest
+        for part, some, asked in ((0, rendered[:whole], size), (1, rendered[whole:], queries % size)):
+            if some:
+                hot = self._hot(cell, draw, part)
+                found += answers.decode_numbers(engine, some, fmt, tokenizer, queries=asked, **hot)
+        return [answer for prompt in found for answer in prompt]
+
+    def _hot(self, cell: Cell, draw: int, part: int) -> dict[str, Any]:
+        """How decoding chooses: the arms and controls of a seed share a stream, its prompts and draws do not."""
+        temperature = TEMPERATURE if self.plan.decode == "sample" else 0.0
+        return {"temperature": temperature, "seed": stream("sample", cell.seed, draw, part)}
 
     def _row(self, cell: Cell, query: int, answer: Any, shown: Shots, seconds: float, tokens: int) -> dict[str, Any]:
         material, task = self.material, self.task
@@ -243,6 +256,7 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
         given["split"] = t.split
     source: Any = t.name or Path(t.path or "")
     task = load_task(source, on_bad=t.on_bad, query_fraction=t.query_fraction, seed=spec.study.split_seed, **given)
+    check(task, spec.study)
     e = spec.encoder
     vectors = encode(task, **({"path": e.path} if e.path else {"name": e.name}), progress=progress, **dict(e.options))
     llm = load_llm(spec.llm.name, dtype=spec.llm.dtype, progress=progress)
