@@ -256,11 +256,12 @@ class SlotMap:
             "name": self.name,
             "source": self.source,
             "target": self.target,
-            "ops": json.dumps([s.op for s in self.steps]),
-            "recipe": json.dumps(dict(self.recipe)),
+            "ops": [s.op for s in self.steps],
+            "recipe": dict(self.recipe),
         }
         with atomic(path) as part:
-            save_file(tensors, str(part), metadata=head)
+            # one entry: several are written in an order of chance, and equal maps shall be equal files
+            save_file(tensors, str(part), metadata={"slot_map": json.dumps(head)})
 
     @classmethod
     def load(cls, path: str | Path) -> SlotMap:
@@ -269,14 +270,14 @@ class SlotMap:
 
         try:
             with safe_open(str(path), framework="numpy") as file:
-                head = file.metadata() or {}
-                ops = json.loads(head["ops"])
+                head = json.loads((file.metadata() or {})["slot_map"])
+                ops = head["ops"]
                 arrays: list[dict[str, np.ndarray]] = [{} for _ in ops]
                 for key in file.keys():
                     index, _, name = key.split(".", 2)
                     arrays[int(index)][name] = file.get_tensor(key)
             steps = tuple(Step(op, a) for op, a in zip(ops, arrays))
-            return cls(head["name"], head["source"], head["target"], steps, json.loads(head["recipe"]))
+            return cls(head["name"], head["source"], head["target"], steps, head["recipe"])
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
         except (SafetensorError, OSError, KeyError, ValueError, IndexError, TypeError) as error:

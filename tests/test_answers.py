@@ -515,3 +515,13 @@ def test_the_embedded_model(smollm2):
     assert [a.mode for a in written] == [3, 4] and all(a.mass > 0.8 for a in written)
     rows = decode_numbers(engine, asked, fit_format("as-written", POOL), tok, max_new_tokens=6)
     assert [row[0].mean for row in rows] == [3, 4]
+
+
+def test_letters_write_and_read_the_same_bins_as_digits():
+    y = np.random.default_rng(0).lognormal(size=57)
+    digit, letter = fit_format("digit", y), fit_format("letter", y)
+    assert (digit.values == letter.values).all()
+    for value in y:
+        assert "abcdefghij"[int(digit.write(value))] == letter.write(value)
+        assert letter.read(letter.write(value)) == digit.read(digit.write(value))
+    assert letter.read("5") is None and letter.read("k") is None and letter.read(" c\n") == letter.values[2]

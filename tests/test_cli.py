@@ -237,7 +237,7 @@ def test_bad_arguments_are_status_2(home, run, finished, tmp_path):
 
 
 def _row(row: str):
-    return lambda home: (home / "x.csv").write_text((home / "t.csv").read_text() + row + "\n")
+    return lambda home: (home / "x.csv").write_text((home / "t.csv").read_text().rstrip() + "\n" + row + "\n")
 
 
 def _vectors(change):
@@ -265,7 +265,7 @@ SMILES = (('text = "text"', 'text = "smiles"'), ('modality = "text"', ""), ('id 
         (_row("m03,zzz,1.5,big"), [CSV], r"row 41 .*the id 'm03' stands already in row 4"),
         (lambda home: write_table(home / "x.csv", [f"m{i:02d}" for i in range(N)], [1.5] * N), [CSV], r"1\.5 in all 40 rows"),
         (_row(""), [("shots = 4", "shots = 21")], r"20 items in its pool and the study asks for 21 shots"),
-        (lambda home: write_table(home / "x.csv", [f"m{i:02d}" + "xy " * 200 for i in range(N)], range(N)), [CSV, ('text = "text"', 'text = "id"'), ('arms = ["random-projection", "ridge"]', 'arms = ["text"]'), NPZ], r"x\.npz: no such file"),
+        (lambda home: None, [NPZ], r"x\.npz: no such file"),
         (_vectors(lambda ids, values: {"ids": ids[:30], "values": values[:30]}), [NPZ], r"10 of 40 items have no vector.*'m30'"),
         (_vectors(lambda ids, values: {"values": values}), [NPZ], r"needs the arrays 'ids' and 'values'"),
         (_vectors(lambda ids, values: {"ids": ids, "values": values * np.nan}), [NPZ], r"vector of 'm00' has a NaN"),
@@ -367,7 +367,7 @@ def test_an_error_of_our_own_is_one_sentence_too(home, run, monkeypatch):
 # ---------------------------------------------------------------------------------- 130 and worse days
 
 LONG = (
-    ("seeds = 2", "seeds = 12\ndraws = 6"),
+    ("seeds = 2", "seeds = 8\ndraws = 4"),
     ('"random-projection", "ridge"', '"text", "random-projection", "ridge"'),
 )
 START = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from icrl_lab.cli import main; sys.exit(main())"
@@ -402,7 +402,7 @@ def test_a_run_survives_ctrl_c_and_kill_9_and_ends_as_if_nothing_had_happened(ho
     assert process.returncode == 130 and out == "" and "Traceback" not in err and "%|" not in err
     assert err.splitlines()[-1] == f"icrl-lab: stopped; every finished cell is kept in {folder}, go on with --resume"
     kept = cells_in(folder)
-    assert 3 <= len(kept) < 12 * 5
+    assert 3 <= len(kept) < 8 * 5
     status, _, err = run("report", folder)
     assert status == 3 and is_one_sentence(err) and "unfinished" in err and "--resume" in err
 
@@ -410,18 +410,18 @@ def test_a_run_survives_ctrl_c_and_kill_9_and_ends_as_if_nothing_had_happened(ho
     process.kill()
     process.communicate()
     more = cells_in(folder)
-    assert more[: len(kept)] == kept and len(kept) < len(more) < 12 * 5
+    assert more[: len(kept)] == kept and len(kept) < len(more) < 8 * 5
 
     status, out, _ = run("run", study, "--out", folder, "--resume")
     every = cells_in(folder)
-    assert status == 0 and every[: len(more)] == more and len(every) == len(set(every)) == 12 * 5  # nothing twice
+    assert status == 0 and every[: len(more)] == more and len(every) == len(set(every)) == 8 * 5  # nothing twice
     assert run("run", study, "--out", "whole")[:2] == (0, out)  # the same table, to the last digit it shows
     one, other = (
         pd.read_parquet(f / "predictions.parquet").drop(columns="seconds") for f in (folder, tmp_path / "whole")
     )
     pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-5)
-    files = json.loads((folder / "manifest.json").read_text())["files"]
-    whole = json.loads((tmp_path / "whole" / "manifest.json").read_text())["files"]
+    both = folder, tmp_path / "whole"
+    files, whole = (json.loads((f / "manifest.json").read_text())["files"] for f in both)
     assert {n: d for n, d in files.items() if n.startswith("maps/")} == {
         n: d for n, d in whole.items() if n.startswith("maps/")
     }
@@ -430,9 +430,6 @@ def test_a_run_survives_ctrl_c_and_kill_9_and_ends_as_if_nothing_had_happened(ho
 def test_a_finished_run_is_resumed_without_computing(home, run, finished, monkeypatch):
     before = json.loads((finished / "manifest.json").read_text())
     monkeypatch.setattr("icrl_lab.studies.Study.compute", None)
-    assert (
-        run("run", home / "bad.toml", "--out", finished, "--resume")[0] == 2
-    )  # the file was written anew by another test
     assert run("run", home / "drop.toml", "--out", finished, "--resume")[0] == 0
     after = json.loads((finished / "manifest.json").read_text())
     assert after["seconds"] == before["seconds"] and after["tokens"] == before["tokens"]

@@ -334,3 +334,25 @@ def test_the_whole_pipeline_finds_a_planted_signal_and_none_where_there_is_none(
     null = Study(task, empty, smollm2, **plan).run(progress=False).summary().query("control == 'real'")
     assert (null["verdict"] == "no evidence").all()
     assert (null["pearson_low"] < 0).all()
+
+
+def test_repeated_shots_stand_twice_and_letters_are_read(task, vectors, llm):
+    once, twice = (
+        {
+            **PLAN,
+            "arms": ["random-projection"],
+            "controls": ["real"],
+            "repeat": r,
+            "label_format": "letter",
+            "layout": "space",
+        }
+        for r in (1, 2)
+    )
+    a, b = Study(task, vectors, llm, **once), Study(task, vectors, llm, **twice)
+    (one, _), (two, _) = (s.material.rendered(s.cells()[0], 0) for s in (a, b))
+    for x, y in zip(one, two):
+        shots = (x.ids == SLOT).sum() - 1
+        assert (y.ids == SLOT).sum() == 2 * shots + 1
+        assert (y.vectors[:shots] == y.vectors[shots:-1]).all() and (y.vectors[-1] == x.vectors[-1]).all()
+    frame = b.run(progress=False).to_dataframe()
+    assert set(frame["raw"]) <= set("abcdefghij") and (frame["status"] == "ok").all()

@@ -1,7 +1,7 @@
 """How a number is written as a label, and read back in the task's units.
 
-A format is fitted on the targets of the pool alone. "digit" and "two-digit" write the quantile bin of a number (0-9,
-00-99), which every tokenizer and every small model can handle; "as-written" writes three significant figures, as the
+A format is fitted on the targets of the pool alone. "digit", "letter" and "two-digit" write the quantile bin of a number (0-9,
+a-j, 00-99), which every tokenizer and every small model can handle; "as-written" writes three significant figures, as the
 paper does. Whatever the label, an answer is scored in the task's units.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from icrl_lab.answers.parse import parse_number
 from icrl_lab.errors import DataError, StudyError, nearest
 
-FORMATS = {"digit": 10, "two-digit": 100, "as-written": 0}  # name -> number of labels, 0 for an open set
+FORMATS = {"digit": 10, "letter": 10, "two-digit": 100, "as-written": 0}  # name -> number of labels, 0 for an open set
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,8 @@ class LabelFormat:
 
         Between two labels of a closed set it is interpolated; beyond its ends there is no answer.
         """
+        if self.closed and not self.labels[0].isdigit():
+            return dict(zip(self.labels, self.values.tolist())).get(text.strip().strip("*.[]()"))
         number = parse_number(text)
         if number is None or not self.closed:
             return number
@@ -95,7 +97,8 @@ def fit_format(name: str, pool_targets: np.ndarray) -> LabelFormat:
     count = np.bincount(where, minlength=bins)
     mean = np.bincount(where, weights=y - y[0], minlength=bins) / np.maximum(count, 1) + y[0]
     values = np.where(count > 0, np.clip(mean, low, high), values)
-    labels = tuple(str(b).zfill(len(str(bins - 1))) for b in range(bins))
+    letters = "abcdefghij" if name == "letter" else ""
+    labels = tuple(letters) or tuple(str(b).zfill(len(str(bins - 1))) for b in range(bins))
     return LabelFormat(name, labels, edges, np.maximum.accumulate(values))
 
 

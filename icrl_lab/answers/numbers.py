@@ -16,8 +16,9 @@ import numpy as np
 
 from icrl_lab.answers.distributions import Answer
 from icrl_lab.answers.formats import LabelFormat
-from icrl_lab.answers.parse import parse_answers
+from icrl_lab.answers.parse import parse_answers, parse_option
 from icrl_lab.answers.tries import label_logprobs
+from icrl_lab.errors import StudyError
 from icrl_lab.prompts import cuts
 from icrl_lab.prompts.tokens import plain
 from icrl_lab.values import Rendered
@@ -74,17 +75,31 @@ def decode_numbers(
     labels = fmt.labels or PROBE
     out = []
     for text in generated(engine, prompts, tokenizer, labels if queries == 1 else (), temperature, seed, new):
-        parts: Sequence[float | None] = parse_answers(text, queries)
         row = []
-        for number in parts:
-            value = None if number is None else fmt.read(repr(number))
+        for number in _said(text, fmt, queries):
+            value = None if number is None else fmt.read(number)
             if value is None:
-                why = "no number in the text" if number is None else f"the number {number:g} is no label"
+                why = (
+                    f"no {'letter' if fmt.name == 'letter' else 'number'} in the text"
+                    if number is None
+                    else f"the number {number} is no label"
+                )
                 row.append(Answer.failed(why, text))
             else:
                 row.append(Answer(np.array([value]), np.ones(1), raw=text))
         out.append(row)
     return out
+
+
+def _said(text: str, fmt: LabelFormat, queries: int) -> list[str | None]:
+    """What a text answers to each query, as the format would write it: a letter, or a number's digits."""
+    if fmt.name == "letter":
+        if queries > 1:
+            raise StudyError(
+                "label_format 'letter' is read for one query a prompt; take 'digit', or queries_per_prompt = 1"
+            )
+        return [parse_option(text, fmt.labels)]
+    return [None if number is None else f"{number:.17g}" for number in parse_answers(text, queries)]
 
 
 def generated(

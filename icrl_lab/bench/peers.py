@@ -1,6 +1,136 @@
-def check(peers):
-    pass
+"""Optional rows: what vLLM and llama.cpp take for the same workload, each in an environment of its own.
+
+This side writes the model and the prompts' embeddings to a temporary folder, starts `peer.py` there under the other
+interpreter, and reads its times. Ours is measured again right after each peer, so that both ratios come from the same minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from icrl_lab.bench.geometry import Workload, workload
+from icrl_lab.bench.limits import PEERS, limit
+from icrl_lab.bench.measure import Meter
+from icrl_lab.bench.rows import embed, ours, ours_ready, ready
+from icrl_lab.errors import StudyError, nearest
+from icrl_lab.files import cache_dir
+
+if TYPE_CHECKING:
+    from icrl_lab.bench.cases import Bar, Plan
+    from icrl_lab.models import LLM
+
+NAMES = ("llama-cpp", "vllm")
+SECONDS = 900  # a peer that takes longer is stopped, and said to have been
+SCRIPT = Path(__file__).with_name("peer.py")
 
 
-def add(*a):
-    pass
+def check(peers: Mapping[str, str]) -> None:
+    """Raise StudyError for a peer that is unknown or an interpreter that is not there."""
+    for name, python in peers.items():
+        if name not in NAMES:
+            raise StudyError(f"peer {name!r} is unknown; {nearest(name, NAMES)}")
+        if not Path(python).is_file():
+            raise StudyError(f"peer {name!r}: there is no interpreter {python!r}; give NAME=/path/to/python")
+
+
+def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], bar: Bar) -> None:
+    """Measure each peer on a case's workload: two rows each, and the limit on their ratio. A peer that fails is a note."""
+    import torch
+
+    queries = min(plan.queries)
+    work = workload(llm, case["prefix"], case["suffix"], queries, plan.seed)
+    for name, python in peers.items():
+        bar.say(f"T = {case['prefix']}: {name}")
+        with tempfile.TemporaryDirectory() as folder:
+            with torch.inference_mode():
+                spec = _write(name, Path(folder), llm, work, plan)
+            try:
+                got = _run(python, Path(folder), spec)
+            except RuntimeError as error:
+                case.setdefault("notes", []).append(f"{name}: no row, {error}")
+                continue
+        again = _again(llm, work, plan)
+        case["rows"] += _rows(got, again, queries, plan.rounds)
+        bound = PEERS.get((name, case["prefix"]))
+        for clock, key in (("wall", "seconds"), ("CPU time", "cpu")):
+            ratio = got["ready"][key] / again["ready"][key]
+            what = f"{got['name']}, prefix ready, N = {queries}, {clock}: ours, in the same minutes, is times faster"
+            if bound is not None:
+                case["limits"].append(limit(what, ratio, bound))
+
+
+def _write(name: str, folder: Path, llm: LLM, work: Workload, plan: Plan) -> dict[str, Any]:
+    """The peer's input: embeddings as raw float32, the model as safetensors or GGUF, and a specification."""
+    every = np.stack([embed(llm, work, q).float().cpu().numpy() for q in range(len(work.prompts))])
+    every[0, : work.prefix].tofile(folder / "prefix.f32")
+    every[:, work.prefix :].tofile(folder / "suffixes.f32")
+    spec = {
+        "peer": name, "prefix": work.prefix, "suffix": work.suffix, "queries": len(work.prompts), "width": llm.width,
+        "labels": work.labels, "rounds": plan.rounds, "threads": llm.threads, "dtype": llm.dtype,
+    }  # fmt: skip
+    if name == "vllm":
+        llm.model.save_pretrained(folder / "model")
+    else:
+        spec["gguf"] = next(map(str, sorted(cache_dir("models", "smollm2-135m").glob("*.gguf"))), "")
+    (folder / "spec.json").write_text(json.dumps(spec))
+    return spec
+
+
+def _run(python: str, folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """The peer's answer; a RuntimeError with the last thing it said where there is none."""
+    if spec.get("gguf") == "":
+        raise RuntimeError("the embedded model's GGUF is not in the cache; run `icrl-lab demo` once")
+    try:
+        shutil.copy(SCRIPT, folder)  # away from this package, whose modules it must not find
+        done = subprocess.run(
+            [str(Path(python).absolute()), SCRIPT.name, "."], capture_output=True, text=True, timeout=SECONDS, cwd=folder, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"it was stopped after {SECONDS} s") from None
+    answer = folder / "answer.json"
+    if done.returncode or not answer.is_file():
+        said = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+        raise RuntimeError(f"it ended with status {done.returncode}: {said[-1].strip() if said else 'it said nothing'}")
+    return json.loads(answer.read_text())
+
+
+def _again(llm: LLM, work: Workload, plan: Plan) -> dict[str, dict[str, float]]:
+    """Ours on the same workload: the medians of seconds and CPU seconds for all queries, from nothing and with the prefix there."""
+    from icrl_lab.bench.cases import threads
+
+    meter, which = Meter(plan.device), range(len(work.prompts))
+    with threads(llm):
+        whole = [meter(lambda: ours(llm, work, None, which)) for _ in range(plan.rounds)]
+        engine = ready(llm, work)
+        after = [meter(lambda: ours_ready(llm, work, engine, which)) for _ in range(plan.rounds)]
+    return {
+        name: {clock: float(np.median([getattr(s, clock) for s in samples])) for clock in ("seconds", "cpu")}
+        for name, samples in (("whole", whole), ("ready", after))
+    }
+
+
+def _rows(got: dict[str, Any], again: dict[str, dict[str, float]], queries: int, rounds: int) -> list[dict[str, Any]]:
+    """Two rows of the table. What a peer cannot be asked for here stays empty."""
+    out = []
+    for what, title in (("whole", got["name"]), ("ready", f"{got['name']}, prefix ready")):
+        seconds, cpu = got[what]["seconds"], got[what]["cpu"]
+        out.append(
+            {
+                "method": title, "dtype": got["dtype"], "queries": queries, "measured on": f"{queries} x {rounds}",
+                "ms": 1e3 * seconds / queries, "CPU s": cpu / queries, "queries/s": queries / seconds,
+                "tokens": None, "peak MB": None, "slower": seconds / again[what]["seconds"],
+                "slower CPU": cpu / again[what]["cpu"], "share": None, "difference": None, "flips": None, "compared": 0,
+                "rounds": got["rounds"],
+            }
+        )  # fmt: skip
+    return out
+
+

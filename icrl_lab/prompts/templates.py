@@ -113,6 +113,7 @@ LAYOUTS: dict[str, Template] = {
     t.name: t
     for t in (
         Template("arrow", shot="{item} -> {label}"),
+        Template("space", shot="{item} {label}"),
         Template(
             "question",
             header="The {property} of each {noun} below is given{scale}.",

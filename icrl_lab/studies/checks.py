@@ -231,6 +231,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "decode": _one_of("score", "greedy", "sample"),
         "markers": _markers,
         "queries_per_prompt": whole(1, 1000),
+        "repeat": whole(1, 16),
         "split_seed": whole(0, 2**31 - 1),
     },
 }

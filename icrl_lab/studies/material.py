@@ -286,7 +286,9 @@ class Material:
         task, size = self.task, self.plan.queries_per_prompt
         view = "text" if cell.arm.name == "text" else "both" if cell.with_text else "vector"
         scale = self.format.scale(task.units) if self.format is not None else "as one of " + ", ".join(task.options)
-        shown = [self._example(cell.arm, int(p), label) for p, label in zip(group.positions, group.written)]
+        shown = [
+            self._example(cell.arm, int(p), label) for p, label in zip(group.positions, group.written)
+        ] * self.plan.repeat
         words = {
             "property": task.property,
             "units": task.units,

@@ -114,7 +114,10 @@ class LLMSpec:
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """[study]: the axes of the study and how answers are read. Axes are tuples; a cell is one value of each."""
+    """[study]: the axes of the study and how answers are read. Axes are tuples; a cell is one value of each.
+
+    repeat  how many times the list of shots stands in the prompt
+    """
 
     arms: tuple[Arm, ...] = ()
     controls: tuple[str, ...] = ("real", "shuffled", "noise", "shared", "dummy", "zero", "back-translated")
@@ -133,6 +136,7 @@ class PlanSpec:
     decode: str = "score"
     markers: str | tuple[str, str] | None = None
     queries_per_prompt: int = 1
+    repeat: int = 1
     split_seed: int = 0
 
 
