@@ -356,3 +356,18 @@ def test_repeated_shots_stand_twice_and_letters_are_read(task, vectors, llm):
         assert (y.vectors[:shots] == y.vectors[shots:-1]).all() and (y.vectors[-1] == x.vectors[-1]).all()
     frame = b.run(progress=False).to_dataframe()
     assert set(frame["raw"]) <= set("abcdefghij") and (frame["status"] == "ok").all()
+
+
+def test_label_tokens_are_those_of_the_prompt(task, vectors, llm):
+    for layout, fmt in (("space", "letter"), ("arrow", "digit"), ("arrow", "as-written")):
+        plan = plan_of(
+            {**PLAN, "arms": ["random-projection"], "controls": ["dummy"], "layout": layout, "label_format": fmt}
+        )
+        material = Material(task, vectors, llm, plan)
+        cell = next(cells(plan))
+        (prompt, *_), (group,) = material.rendered(cell, 0)
+        shown = [prompt.ids[s.start : s.stop].tolist() for s in prompt.spans if s.role == "label"]
+        for written, ids in zip(group.written, shown):
+            wanted = list(material.tokens.label_ids[written])
+            n = min(len(ids), len(wanted))  # a space before the label may stand on either side of the span
+            assert ids[-n:] == wanted[-n:] and llm.tokenizer.decode(wanted).strip() == written

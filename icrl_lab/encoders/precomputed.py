@@ -48,7 +48,7 @@ def read(path: str | Path, id_column: str | None = None, columns: Sequence[str] 
 
 
 def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...], str | None]:
-    with np.load(path, allow_pickle=False) as archive:
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
         held = set(archive.files)
         found = [n for n in NAMES if n in held]
         if "ids" not in held or not found:

@@ -182,9 +182,15 @@ class Material:
             text = self._token_ids([self.task.text[p] for p in self.task.pool])
         if "moments-pca" in names:
             pca = self._token_ids(maps.pca_text(self._pool, self._pool))
+        return maps.Tokens(self.llm.embeddings, self.llm.space, text, pca, self._label_ids())
+
+    def _label_ids(self) -> dict[str, list[int]]:
+        """The tokens of each label of the pool as they stand in a prompt: " a" is another token than "a"."""
         labels = sorted({self.written(int(p)) for p in self.task.pool})
-        label_ids = dict(zip(labels, (ids.tolist() for ids in self._token_ids(labels))))
-        return maps.Tokens(self.llm.embeddings, self.llm.space, text, pca, label_ids)
+        shot, query = prompts.Example("shot", "?", labels[0], code="?"), prompts.Example("query", "?", code="?")
+        prompt = prompts.build(self.template, [shot], [query], **self._words)
+        (cut,) = prompts.cuts(prompts.render_all([prompt], self.tokenizer), self.tokenizer, labels)
+        return {label: list(ids) for label, ids in zip(labels, cut.labels)}
 
     def slot_map(self, cell: Cell, draw: int) -> SlotMap:
         """The cell's map: fitted on the pool, and on the labels of its shots (and of `budget` items) where it needs labels."""
@@ -282,21 +288,19 @@ class Material:
         code = self._pca_texts[position] if arm.name == "pca-text" else None
         return prompts.Example(self.task.ids[position], text, label, code)
 
-    def _prompts(self, cell: Cell, group: Shots, width: int) -> list[Prompt]:
-        task, size = self.task, self.plan.queries_per_prompt
-        view = "text" if cell.arm.name == "text" else "both" if cell.with_text else "vector"
+    @property
+    def _words(self) -> dict[str, Any]:
+        """What a template may say of the task."""
+        task = self.task
         scale = self.format.scale(task.units) if self.format is not None else "as one of " + ", ".join(task.options)
-        shown = [
-            self._example(cell.arm, int(p), label) for p, label in zip(group.positions, group.written)
-        ] * self.plan.repeat
-        words = {
-            "property": task.property,
-            "units": task.units,
-            "scale": scale,
-            "noun": NOUNS.get(task.modality, "Item"),
-        }
-        asked = [
-            [self._example(cell.arm, q) for q in group.queries[i : i + size]]
-            for i in range(0, len(group.queries), size)
-        ]
-        return [prompts.build(self.template, shown, some, view=view, width=width, **words) for some in asked]
+        noun = NOUNS.get(task.modality, "Item")
+        return {"property": task.property, "units": task.units, "scale": scale, "noun": noun}
+
+    def _prompts(self, cell: Cell, group: Shots, width: int) -> list[Prompt]:
+        size, words = self.plan.queries_per_prompt, self._words
+        view = "text" if cell.arm.name == "text" else "both" if cell.with_text else "vector"
+        once = [self._example(cell.arm, int(p), label) for p, label in zip(group.positions, group.written)]
+        shown = once * self.plan.repeat
+        asked = [self._example(cell.arm, q) for q in group.queries]
+        several = [asked[i : i + size] for i in range(0, len(asked), size)]
+        return [prompts.build(self.template, shown, some, view=view, width=width, **words) for some in several]
