@@ -45,7 +45,12 @@ def statistics() -> list[Check]:
     """The simulations behind intervals and verdicts, repeated: each line a rate beside its limit."""
     from icrl_lab.stats import simulate
 
-    return [Check(str(r["name"]), bool(r["ok"]), bool(r["bound"]), str(r["says"])) for r in simulate.report()]
+    found = []
+    for r in simulate.report():
+        limits = f"limits {r['low']:.2f} to {r['high']:.2f}" if r["bound"] else "listed, not bound to limits"
+        says = f"{r['share']:.3f} of 1,000 studies of {r['seeds']} seeds x {r['items']} items, {limits}"
+        found.append(Check(f"{r['what']}, {r['scenario']}", bool(r["ok"]), bool(r["bound"]), says))
+    return found
 
 
 def _package(name: str, needed: bool) -> Check:

@@ -15,7 +15,8 @@ def _interval(row: Any, name: str) -> str:
     value, low, high = row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")
     if value is None or value != value:
         return ""
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]" if low == low else f"{value:+.2f}"
+    sign = "" if name == "accuracy" else "+"  # of what can be negative
+    return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]" if low == low else f"{value:{sign}.2f}"
 
 
 def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> tuple[list[str], list[list[str]]]:

@@ -101,7 +101,7 @@ def test_shots_and_maps_come_from_the_pool_only(task, vectors, llm):
             assert (x.positions == y.positions).all() and x.written == y.written
             assert set(x.positions.tolist()) <= pool and not set(x.positions.tolist()) & set(x.queries)
         if cell.arm.has_slots:
-            for s, t in zip(a.slot_map(cell, 0).steps, b.slot_map(cell, 0).steps):
+            for s, t in zip(a.slot_maps(cell, 0)[0].steps, b.slot_maps(cell, 0)[0].steps):
                 assert all((s.arrays[k] == t.arrays[k]).all() for k in s.arrays)
     assert a.format.values.tolist() == b.format.values.tolist()
 
@@ -371,3 +371,24 @@ def test_label_tokens_are_those_of_the_prompt(task, vectors, llm):
             wanted = list(material.tokens.label_ids[written])
             n = min(len(ids), len(wanted))  # a space before the label may stand on either side of the span
             assert ids[-n:] == wanted[-n:] and llm.tokenizer.decode(wanted).strip() == written
+
+
+def test_two_encoders_give_two_slots_each_with_its_own_map(task, vectors, llm):
+    rng = np.random.default_rng(9)
+    other = Vectors(rng.standard_normal((len(task), 7)), task.ids, "other/1")
+    plan = plan_of({**PLAN, "arms": ["random-projection", "ridge"], "controls": ["real", "shuffled"]})
+    both, one = (Material(task, v, llm, plan) for v in ([vectors, other], vectors))
+    for cell in cells(plan):
+        pair = [p.vectors for p in both.rendered(cell, 0)[0]]
+        first = [p.vectors for p in one.rendered(cell, 0)[0]]
+        assert all(len(p) == 2 * len(f) for p, f in zip(pair, first))
+        if cell.control == "real":
+            assert all(
+                (p[::2] == f).all() for p, f in zip(pair, first)
+            )  # the first kind's slots are as they were alone
+        a, b = both.slot_maps(cell, 0)
+        assert (a.source, b.source) == ("toy/1", "other/1") and a.recipe["seed"] != b.recipe["seed"]
+    with pytest.raises(DataError, match="no vector"):
+        Material(task, [vectors, other.take(task.ids[:9])], llm, plan)
+    result = Study(task, [vectors, other], llm, **{**PLAN, "arms": ["random-projection"]}).run(progress=False)
+    assert set(result.to_dataframe()["encoder"]) == {"toy/1 + other/1"}

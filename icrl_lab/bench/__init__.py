@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from icrl_lab.bench.table import table
+from icrl_lab.bench.render import table
 from icrl_lab.errors import DataError, StudyError
 
 if TYPE_CHECKING:

@@ -80,7 +80,9 @@ def llama_cpp(spec, folder):
         lc.llama_memory_clear(memory, True)
         for start in range(0, prefix, 2048):
             stop = min(start + 2048, prefix)
-            decode(values["prefix"][start * width : stop * width], [(p, 0, p == prefix - 1) for p in range(start, stop)])
+            decode(
+                values["prefix"][start * width : stop * width], [(p, 0, p == prefix - 1) for p in range(start, stop)]
+            )
 
     def queries():
         size = suffix * width

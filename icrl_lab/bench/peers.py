@@ -77,6 +77,9 @@ def _write(name: str, folder: Path, llm: LLM, work: Workload, plan: Plan) -> dic
         "labels": work.labels, "rounds": plan.rounds, "threads": llm.threads, "dtype": llm.dtype,
     }  # fmt: skip
     if name == "vllm":
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         llm.model.save_pretrained(folder / "model")
     else:
         spec["gguf"] = next(map(str, sorted(cache_dir("models", "smollm2-135m").glob("*.gguf"))), "")
@@ -91,7 +94,12 @@ def _run(python: str, folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
     try:
         shutil.copy(SCRIPT, folder)  # away from this package, whose modules it must not find
         done = subprocess.run(
-            [str(Path(python).absolute()), SCRIPT.name, "."], capture_output=True, text=True, timeout=SECONDS, cwd=folder, check=False
+            [str(Path(python).absolute()), SCRIPT.name, "."],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            cwd=folder,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"it was stopped after {SECONDS} s") from None
@@ -132,5 +140,3 @@ def _rows(got: dict[str, Any], again: dict[str, dict[str, float]], queries: int,
             }
         )  # fmt: skip
     return out
-
-

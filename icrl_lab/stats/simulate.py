@@ -263,6 +263,7 @@ def report(studies: int = 1000) -> list[dict[str, object]]:
                 "share": share,
                 "low": low,
                 "high": high,
+                "bound": bound,
                 "ok": fine,
             }
         )

@@ -156,8 +156,10 @@ def _seeds(value: Any) -> tuple[int, ...]:
 
 
 def _list(value: Any) -> Any:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise Bad(f"must be a list that is not empty, not {show(value)}")
+    if not isinstance(value, (list, tuple)):
+        raise Bad(f"must be a list, not {show(value)}")
+    if not value:
+        raise Bad("must not be empty")
     return value
 
 
@@ -211,7 +213,12 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "query_fraction": _number(0, 1, "a number between 0 and 1"),
         "options": _options,
     },
-    "encoder": {"name": _name("encoder", foreign=True), "path": text, "options": _options},
+    "encoder": {
+        "name": _name("encoder", foreign=True),
+        "path": text,
+        "options": _options,
+        "also": lambda value: tuple(_name("encoder", foreign=True)(v) for v in _list(value)),
+    },
     "llm": {"name": _name("llm", foreign=True), "dtype": _name("dtype")},
     "study": {
         "arms": _list,

@@ -7,7 +7,8 @@ is drawn from streams named after what they decide (`stream`), never from one an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,18 @@ NOUNS = {"molecule": "Molecule", "image": "Image", "protein": "Protein", "audio"
 def stream(what: str, *numbers: int) -> int:
     """A seed of its own for each thing that chance decides."""
     return int(np.random.default_rng([crc32(what.encode()), *numbers]).integers(2**31))
+
+
+@contextmanager
+def _blaming(arm: Arm) -> Iterator[None]:
+    """A value of the wrong kind among an arm's own options is the user's, whatever the arithmetic says of it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not arm.options:
+            raise
+        told = ", ".join(f"{key} = {value!r}" for key, value in arm.options.items())
+        raise StudyError(f"the arm {arm.label!r} cannot be fitted with {told}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +92,28 @@ def _check_labels(arm: Arm, task: Task, plan: PlanSpec) -> None:
         )
 
 
+def joined(kinds: Sequence[Vectors]) -> Vectors:
+    """Vectors of several encoders side by side, (n, sum of widths): what similarity and the simple predictors look at."""
+    flat = [kind.take(kinds[0].ids).values.reshape(len(kind), -1) for kind in kinds]
+    return Vectors(np.concatenate(flat, axis=1), kinds[0].ids, " + ".join(kind.space for kind in kinds))
+
+
 class Material:
     """The study's items seen through its plan. Holds the task, the vectors and what is fitted once; knows no engine."""
 
-    def __init__(self, task: Task, vectors: Vectors, llm: Any, plan: PlanSpec) -> None:
+    def __init__(self, task: Task, vectors: Vectors | Sequence[Vectors], llm: Any, plan: PlanSpec) -> None:
         check(task, plan)
         self.task, self.plan, self.llm = task, plan, llm
-        self.vectors = vectors.take(task.ids)
+        given = (vectors,) if isinstance(vectors, Vectors) else tuple(vectors)
+        self.kinds = tuple(kind.take(task.ids) for kind in given)  # each has its own map and its own slots
+        self.vectors = self.kinds[0] if len(given) == 1 else joined(self.kinds)
         self.tokenizer = llm.tokenizer
         self.queries = self._queries()
         self.template = prompts.layout(plan.layout, markers=plan.markers)
         self.format = None if task.targets is None else answers.fit_format(plan.label_format, task.targets[task.pool])
         self._maps: dict[tuple[Any, ...], SlotMap] = {}
         self._of_seed: dict[Any, Any] = {}
+        self._pca_texts: dict[str, list[str]] = {}
 
     def _queries(self) -> np.ndarray:
         """Positions of the items asked about: the same for every seed, arm and control."""
@@ -167,7 +189,10 @@ class Material:
 
     @cached_property
     def _pool(self) -> Vectors:
-        return self.vectors.take([self.task.ids[p] for p in self.task.pool])
+        return self._of_pool(self.vectors)
+
+    def _of_pool(self, vectors: Vectors) -> Vectors:
+        return vectors.take([self.task.ids[p] for p in self.task.pool])
 
     def _token_ids(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
         found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -192,21 +217,30 @@ class Material:
         (cut,) = prompts.cuts(prompts.render_all([prompt], self.tokenizer), self.tokenizer, labels)
         return {label: list(ids) for label, ids in zip(labels, cut.labels)}
 
-    def slot_map(self, cell: Cell, draw: int) -> SlotMap:
-        """The cell's map: fitted on the pool, and on the labels of its shots (and of `budget` items) where it needs labels."""
+    def slot_maps(self, cell: Cell, draw: int) -> tuple[SlotMap, ...]:
+        """The cell's map of each kind of vector: fitted on the pool, and on the labels of its shots (and of `budget` items)
+        where it needs labels."""
         arm = cell.arm
         supervised = maps.NEEDS.get(arm.name) == "labels"
-        key: tuple[Any, ...] = (arm.label, cell.seed, draw)
-        if supervised:
-            key += (cell.labels, cell.shots, cell.selection, cell.order)
-        if key not in self._maps:
-            options = {k: v for k, v in arm.options.items() if k != "budget"}
-            given: dict[str, Any] = {"labels": self._budget(cell, draw)} if supervised else {}
-            scale = arm.slot_scale
-            pool = self._code if arm.name == "random-noise" else self._pool
-            seed = stream("map", cell.seed, draw)
-            self._maps[key] = maps.fit(arm.name, pool, self.tokens, seed=seed, slot_scale=scale, **given, **options)
-        return self._maps[key]
+        given: dict[str, Any] = {
+            "slot_scale": arm.slot_scale,
+            **{k: v for k, v in arm.options.items() if k != "budget"},
+        }
+        condition = (cell.labels, cell.shots, cell.selection, cell.order) if supervised else ()
+        found = []
+        for number, kind in enumerate(self._sources(arm)):
+            key: tuple[Any, ...] = (arm.label, cell.seed, draw, *condition, *([f"kind{number}"] if number else []))
+            if key not in self._maps:
+                seed = stream("map", cell.seed, draw, *([number] if number else []))
+                labels: dict[str, Any] = {"labels": self._budget(cell, draw)} if supervised else {}
+                with _blaming(arm):
+                    self._maps[key] = maps.fit(arm.name, self._of_pool(kind), self.tokens, seed=seed, **labels, **given)
+            found.append(self._maps[key])
+        return tuple(found)
+
+    def _sources(self, arm: Arm) -> tuple[Vectors, ...]:
+        """The kinds of vectors that an arm maps: the encoders', or an identity code without content."""
+        return (self._codes,) if arm.name == "random-noise" else self.kinds
 
     def fitted(self) -> dict[str, SlotMap]:
         """Every map fitted so far, by a name that says for what."""
@@ -232,13 +266,11 @@ class Material:
         items = self.task.text if self.task.text is not None else self.task.items
         return maps.hash_vectors(items, self.task.ids, self.vectors.width)
 
-    @property
-    def _code(self) -> Vectors:
-        return self._codes.take([self.task.ids[p] for p in self.task.pool])
-
-    @cached_property
-    def _pca_texts(self) -> tuple[str, ...]:
-        return tuple(maps.pca_text(self._pool, self.vectors))
+    def _pca_text(self, arm: Arm, position: int) -> str:
+        if arm.label not in self._pca_texts:
+            with _blaming(arm):
+                self._pca_texts[arm.label] = maps.pca_text(self._pool, self.vectors, **arm.options)
+        return self._pca_texts[arm.label][position]
 
     # ------------------------------------------------------------------------------------ prompts
 
@@ -250,7 +282,7 @@ class Material:
         """
         groups = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
         if not cell.arm.has_slots:
-            text = self._once(cell, (cell.arm.name, cell.with_text, draw), lambda: self._text(cell, groups, 1, None))
+            text = self._once(cell, (cell.arm.label, cell.with_text, draw), lambda: self._text(cell, groups, 1, None))
             return text, groups
         mapped = self._once(cell, ("slots", cell.arm.label, draw), lambda: self._slots(cell, draw, groups))
         key = ("dummy" if cell.control == "dummy" else mapped.slots, cell.with_text, draw)
@@ -280,12 +312,13 @@ class Material:
     def _slots(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> Vectors:
         """The mapped vectors of every item of the cell's prompts and of no other."""
         used = sorted({int(p) for g in groups for p in (*g.positions, *g.queries)})
-        source = self._codes if cell.arm.name == "random-noise" else self.vectors
-        return maps.apply(self.slot_map(cell, draw), source.take([self.task.ids[p] for p in used]))
+        ids = [self.task.ids[p] for p in used]
+        mapped = [maps.apply(m, k.take(ids)) for m, k in zip(self.slot_maps(cell, draw), self._sources(cell.arm))]
+        return mapped[0] if len(mapped) == 1 else maps.stack_slots(mapped)
 
     def _example(self, arm: Arm, position: int, label: str = "") -> prompts.Example:
         text = self.task.text[position] if self.task.text is not None else ""
-        code = self._pca_texts[position] if arm.name == "pca-text" else None
+        code = self._pca_text(arm, position) if arm.name == "pca-text" else None
         return prompts.Example(self.task.ids[position], text, label, code)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,16 @@ TEMPERATURE = 0.6  # of sampled decoding, as in the paper
 class Study:
     """Arms x controls x with/without text x labels x shots x selection x order x seeds on one task.
 
-    task, vectors, llm   what `load_task`, `encode` and `load_llm` give; the vectors cover the task's items
+    task, vectors, llm   what `load_task`, `encode` and `load_llm` give; the vectors cover the task's items; several
+                         Vectors (of several encoders) each get a map and slots of their own
     plan                 any key of a study file's [study] section: arms, controls, shots, seeds, draws, ...
 
     Nothing is computed before `run`.
     """
 
-    def __init__(self, task: Task, vectors: Vectors, llm: LLM, *, spec: StudySpec | None = None, **plan: Any) -> None:
+    def __init__(
+        self, task: Task, vectors: Vectors | Sequence[Vectors], llm: LLM, *, spec: StudySpec | None = None, **plan: Any
+    ) -> None:
         self.task, self.llm, self.spec = task, llm, spec
         self.plan: PlanSpec = spec.study if spec is not None and not plan else plan_of(plan)
         self.material = Material(task, vectors, llm, self.plan)
@@ -217,7 +220,10 @@ class Study:
 
     def _in_order(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows in the order of the plan, however they were computed: by arm, then control, then condition and seed."""
-        ranks = {"arm": [a.label for a in self.plan.arms], "control": list(self.plan.controls)}
+        ranks: dict[str, list[Any]] = {"arm": [a.label for a in self.plan.arms], "control": list(self.plan.controls)}
+        ranks |= {
+            axis: list(getattr(self.plan, axis)) for axis in ("with_text", "labels", "shots", "selection", "order")
+        }
         keys = predictions.assign(
             **{c: predictions[c].map(lambda v, r=r: r.index(v) if v in r else len(r)) for c, r in ranks.items()}
         )
@@ -231,7 +237,7 @@ class Study:
         for cell in self.cells():
             if cell.arm.has_slots:
                 for draw in range(cell.arm.draws):
-                    self.material.slot_map(cell, draw)
+                    self.material.slot_maps(cell, draw)
 
 
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
@@ -259,8 +265,9 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     check(task, spec.study)
     e = spec.encoder
     vectors = encode(task, **({"path": e.path} if e.path else {"name": e.name}), progress=progress, **dict(e.options))
+    also = [encode(task, name, progress=progress) for name in e.also]
     llm = load_llm(spec.llm.name, dtype=spec.llm.dtype, progress=progress)
-    return Study(task, vectors, llm, spec=spec)
+    return Study(task, [vectors, *also], llm, spec=spec)
 
 
 __all__ = ["Arm", "Study", "load"]

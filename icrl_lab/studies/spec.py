@@ -97,11 +97,15 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """[encoder]: a name and its options, or a file of vectors. `path` is absolute."""
+    """[encoder]: a name and its options, or a file of vectors. `path` is absolute.
+
+    also  names of further encoders: each item gets their vectors too, with a map and slots of their own
+    """
 
     name: str | None = "minimol"
     path: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,10 @@ class StudySpec:
         """Nested plain values; `from_dict` of it is equal to this."""
         parts = {name: asdict(getattr(self, name)) for name in ("task", "encoder", "llm")}
         return {
-            **{n: {k: v for k, v in p.items() if v not in (None, "", {})} for n, p in parts.items()},
+            **{
+                n: {k: list(v) if isinstance(v, tuple) else v for k, v in p.items() if v not in (None, "", {}, ())}
+                for n, p in parts.items()
+            },
             "study": self.plan_dict(self.study),
         }
 

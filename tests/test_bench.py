@@ -1,0 +1,300 @@
+"""The benchmark measures what it says: a cost model that gives the published figures, rows that agree and that all pay for the prefix."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from icrl_lab import bench
+from icrl_lab.bench import cases, geometry, limits, peers, render, rows
+from icrl_lab.bench.costs import Costs
+from icrl_lab.bench.measure import Meter
+from icrl_lab.engine import Engine
+from icrl_lab.engine.tree import all_symbols, build, symbols
+from icrl_lab.errors import ModelError, StudyError
+from icrl_lab.values import SLOT, Rendered
+
+torch.set_num_threads(1)
+
+
+def costs(name):
+    from transformers import LlamaConfig
+
+    return Costs.of(LlamaConfig(**geometry.GEOMETRIES[name].sizes))
+
+
+@pytest.fixture(scope="module")
+def llm():
+    made = geometry.make("tiny", "cpu", "float32")
+    made.threads = 1
+    return made
+
+
+@pytest.fixture(scope="module")
+def work(llm):
+    return geometry.workload(llm, 300, 7, 9)  # long enough for a prefix of its own, no multiple of the tail
+
+
+@pytest.fixture(scope="module")
+def result():
+    return bench.run("cpu", "tiny", quick=True, progress=False)
+
+
+# ------------------------------------------------------------------------------------------- the cost model
+
+
+@pytest.mark.parametrize(
+    "prefix,queries,expected", [(512, 64, 24.8), (512, 500, 36.9), (2048, 64, 43.7), (2048, 500, 106.8)]
+)
+def test_ratios_of_the_small_geometry(prefix, queries, expected):
+    assert costs("smollm2-135m").ratio(prefix, 12, queries) == pytest.approx(expected, abs=0.06)
+
+
+def test_milliseconds_of_the_8b_geometry_on_a_gpu():
+    big, rate = costs("llama-3.1-8b"), 788e12
+    assert 1e3 * big.naive(2048, 32) / rate == pytest.approx(38.3, abs=0.05)
+    assert 1e3 * big.shared(2048, 32) / rate == pytest.approx(0.61, abs=0.005)
+    assert 500 * big.naive(2048, 32) / rate == pytest.approx(19.1, abs=0.06)
+    assert big.once(2048, 32, 500) / rate == pytest.approx(0.34, abs=0.005)
+    assert 788e12 / 4.3e12 == pytest.approx(183, abs=0.5)  # tokens a pack below which the weights' bandwidth binds
+
+
+def test_parameters_are_those_that_every_token_meets(llm):
+    inside = sum(p.numel() for p in llm.model.model.layers.parameters() if p.ndim == 2)
+    assert Costs.of(llm.model.config).parameters == inside
+
+
+def test_costs_add_up():
+    c = costs("smollm2-135m")
+    parts = c.prefill(500) + c.shared(500, 24)
+    assert parts == pytest.approx(c.naive(500, 24), rel=1e-12)  # one query: nothing is saved, nothing is lost
+    assert c.ratio(500, 24, 1) == pytest.approx(1, rel=1e-12)
+    limit = c.naive(500, 24) / c.shared(500, 24)
+    assert c.ratio(500, 24, 10**9) == pytest.approx(limit, rel=1e-3) and c.ratio(500, 24, 64) < limit
+    assert c.generated(500, 5) == pytest.approx(c.naive(504, 0) + 4 * c.read, rel=1e-4)  # decoding saves no product
+
+
+# ------------------------------------------------------------------------------------------- the workload
+
+
+def test_prompts_share_the_prefix_and_nothing_else(llm, work):
+    ids = np.stack([p.ids for p in work.prompts])
+    assert (ids[:, : work.prefix] == ids[0, : work.prefix]).all()
+    assert (ids[:, work.prefix] == SLOT).all() and (ids[0] == SLOT).sum() == len(work.columns) == 21
+    assert (np.flatnonzero(ids[0] == SLOT) == work.columns).all()
+    assert build([symbols(p) for p in work.prompts]).size == work.prefix + len(work.prompts) * work.suffix
+    again = geometry.workload(llm, 300, 7, 9)
+    assert (again.prompts[4].vectors == work.prompts[4].vectors).all() and again.labels == work.labels
+
+
+def test_symbols_of_many_prompts_are_those_of_each():
+    """Vectors are compared with those of the prompt before: one that differs in one bit must not pass for it."""
+    base = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+    other = base.copy()
+    other[2, 5] = np.nextafter(other[2, 5], np.float32(9))
+    other[3, 0] = -0.0
+    ids = np.array([SLOT, 5, SLOT, SLOT, 7, SLOT])
+    many = [Rendered(ids, v) for v in (base, other, base)]
+    many += [Rendered(ids[:1], base[:1]), Rendered([5, 7], np.zeros((0, 6))), Rendered(ids, base)]
+    together = all_symbols(many)
+    for prompt, found in zip(many, together):
+        assert (found == symbols(prompt)).all()
+    assert (together[0] != together[1]).nonzero()[0].tolist() == [3, 5]
+    assert ((together[0] < 0) == (ids == SLOT)).all()
+
+
+def test_orders_and_left_out_shots_move_whole_shots(work):
+    whole = work.prompts[0]
+    for prompt in geometry.orders(work, 3, 2, seed=5):
+        assert len(prompt) == len(whole)
+        assert sorted(prompt.ids[: work.prefix]) == sorted(whole.ids[: work.prefix])
+        assert {v.tobytes() for v in prompt.vectors[:20]} == {v.tobytes() for v in whole.vectors[:20]}
+    left = geometry.leave_one_out(work, 2)
+    assert len(left) == 40
+    for number, prompt in enumerate(left):
+        a, b = work.shots[number // 2]
+        assert len(prompt) == len(whole) - (b - a)
+        missing = {v.tobytes() for v in whole.vectors[:20]} - {v.tobytes() for v in prompt.vectors}
+        assert missing == {whole.vectors[number // 2].tobytes()}
+
+
+def test_trees_are_computed_at_their_optimum(llm, result):
+    for tree in result["trees"]:
+        assert tree["computed"] == tree["optimum"] < tree["asked"] and tree["pass"]
+    few = geometry.workload(llm, 60, 6, 2)
+    prompts = geometry.leave_one_out(few, 2)
+    starts, stop = [a for a, _ in few.shots], few.prefix
+    # without shot i the path runs as the whole up to its start; then everything that is left, and the tails
+    alone = sum(stop - b + 2 * few.suffix for _, b in few.shots)
+    assert build([symbols(p) for p in prompts]).size == starts[-1] + alone
+    run = Engine(llm).run(prompts, few.labels)
+    assert run.computed == starts[-1] + alone
+
+
+# ------------------------------------------------------------------------------------------- the rows
+
+
+def through(row, llm, work, which):
+    """(tokens in the prefix part, in the queries' part, log-probabilities)."""
+    with torch.inference_mode(), cases.counting(llm) as count:
+        state = row.prefix(llm, work) if row.prefix else None
+        before = count[0]
+        values = row.queries(llm, work, state, which)
+    return before, count[0] - before, values
+
+
+@pytest.mark.parametrize("row", rows.ROWS, ids=lambda r: r.name)
+def test_rows_agree_and_pay_for_the_prefix(llm, work, row):
+    which = list(range(len(work.prompts)))
+    _, _, expected = through(rows.ROWS[0], llm, work, which)
+    once, after, got = through(row, llm, work, which)
+    t, s, n = work.prefix, work.suffix, len(which)
+    paid = {
+        rows.FULL: (0, n * (t + s)),
+        "prefix repeated in a batch": (0, n * (t + s)),
+        "the paper's way": (0, n // 3 * (t + 3 * s + rows.NEW - 1)),
+        rows.OURS: (0, t + n * s),
+        "ours, attention captured": (0, t + n * s),
+        "ours, prefix ready": (t + s, n * s),
+    }.get(row.name, (t, n * s))
+    assert (once, after) == paid
+    if got is not None:
+        assert got.shape == (n, 10)
+        assert np.abs(got - expected).max() < 2e-5
+        assert np.abs(expected - expected[0]).max() > 0.1  # the queries differ, so a mix-up would show
+
+
+def test_a_row_that_skips_the_prefix_would_be_seen(llm, work):
+    def cheat(llm, work, state, which):
+        out = llm.model(inputs_embeds=rows.embed(llm, work, 0)[None, work.prefix :], logits_to_keep=1)
+        return rows.read(out.logits, work)
+
+    honest, lying = (through(rows.Row("row", f), llm, work, [0]) for f in (rows.full, cheat))
+    assert np.abs(honest[2] - lying[2]).max() > 0.01
+    assert lying[1] == work.suffix < honest[1]
+
+
+def test_the_prefix_is_inside_the_measured_time(llm, work):
+    """A row's total holds its prefix once, and only the row that says so leaves it out."""
+    clock = iter(range(1000))
+
+    class Fake:
+        def __call__(self, call):
+            value = call()
+            return cases.Sample(float(next(clock) % 2 * 2 + 7), 1.0, 0.0, value)  # 7 s, then 9 s, ...
+
+    for name, expected in (("cached prefix, one query at a time", 7 + 9 * 9 / 4), ("ours, prefix ready", 9.0)):
+        row = next(r for r in rows.ROWS if r.name == name)
+        run = cases.Measured(row, llm, 9, 9 if row.whole else 4)
+        with torch.inference_mode():
+            run.round(0, work, Fake())
+        assert run.total("seconds") == pytest.approx(expected)
+
+
+def test_an_expanded_batch_that_is_not_full(llm, work, monkeypatch):
+    monkeypatch.setattr(rows, "BATCH", 4)
+    row = next(r for r in rows.ROWS if r.name == "expanded cache")
+    _, _, expected = through(rows.ROWS[0], llm, work, range(9))
+    assert np.abs(through(row, llm, work, range(9))[2] - expected).max() < 2e-5
+
+
+def test_peak_memory_is_seen():
+    meter = Meter("cpu")
+    if math.isnan(meter.base):
+        pytest.skip("no /proc here")
+    assert meter(lambda: np.ones(40_000_000).sum()).peak > 300e6 > meter(lambda: 1).peak
+
+
+# ------------------------------------------------------------------------------------------- the result
+
+
+def test_the_result_goes_through_json_and_prints_the_same(result):
+    back = json.loads(json.dumps(result))
+    assert render.table(back) == render.table(result)
+    assert {"date", "cpu", "torch", "transformers", "device"} <= set(back["machine"])
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_every_column_row_and_limit_is_printed(result, markdown):
+    text = bench.table(result, markdown=markdown)
+    for column in render.COLUMNS:
+        assert column in text
+    for case in result["cases"]:
+        grid = [
+            line
+            for line in text.splitlines()
+            if any(r["method"] in line and r["measured on"] in line for r in case["rows"])
+        ]
+        assert len(grid) == len(case["rows"])
+        assert all(item["limit"] in text for item in case["limits"])
+    if markdown:
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert {line.count("|") for line in lines} == {len(render.COLUMNS) + 1}
+
+
+def test_a_missed_limit_says_so(result):
+    item = limits.limit("queries a second", 3.0, 700)
+    assert not item["pass"] and limits.limit("MB", 3.0, 700, at_least=False)["pass"]
+    assert not limits.limit("nothing measured", float("nan"), 0.0)["pass"]
+    case = {**result["cases"][0], "limits": [item]}
+    assert "[SHORT] queries a second 3 (>= 700)" in bench.table({**result, "cases": [case]})
+
+
+def test_rows_of_the_result(result):
+    rows_ = result["cases"][0]["rows"]
+    mine = next(r for r in rows_ if r["method"] == rows.OURS)
+    assert mine["slower"] == mine["slower CPU"] == 1 and mine["flips"] == 0
+    assert next(r for r in rows_ if r["method"] == rows.FULL)["difference"] == 0
+    assert any(r["dtype"] == "bfloat16" for r in rows_)
+    assert all(r["ms"] * r["queries/s"] == pytest.approx(1000) for r in rows_)
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(StudyError, match=r"smollm2-135m"):
+        bench.run("cpu", "smolm2-135m")
+    with pytest.raises(StudyError, match="device"):
+        bench.run("tpu", "tiny")
+    with pytest.raises(StudyError, match="dtype"):
+        bench.run("cpu", "tiny", dtype="int8")
+    with pytest.raises(StudyError, match="llama-cpp"):
+        bench.run("cpu", "tiny", peers={"llamacpp": "/bin/sh"})
+    with pytest.raises(StudyError, match="interpreter"):
+        bench.run("cpu", "tiny", peers={"vllm": "/nowhere/python"})
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="CUDA"):
+            bench.run("cuda", "tiny")
+
+
+# ------------------------------------------------------------------------------------------- peers
+
+
+def test_a_peer_is_two_rows_or_a_note(llm, tmp_path):
+    plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
+    stand_in = tmp_path / "python"  # an interpreter that checks its input and answers at once
+    answer = {
+        "name": "stand-in", "dtype": "Q4_0", "rounds": {},
+        "whole": {"seconds": 9.0, "cpu": 8.0}, "ready": {"seconds": 4.5, "cpu": 4.0},
+    }  # fmt: skip
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    stand_in.write_text(
+        f"#!/bin/sh\n[ $(wc -c < prefix.f32) = {60 * 48 * 4} ] && [ $(wc -c < suffixes.f32) = {9 * 6 * 48 * 4} ] && "
+        f"[ -f model/model.safetensors ] && cp {tmp_path}/answer.json answer.json\n"
+    )
+    stand_in.chmod(0o755)
+    case = {"prefix": 60, "suffix": 6, "rows": [], "limits": []}
+    peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
+    assert [r["method"] for r in case["rows"]] == ["stand-in", "stand-in, prefix ready"]
+    assert case["rows"][0]["ms"] == 1000 and case["rows"][1]["ms"] == 500 and "notes" not in case
+    stand_in.write_text("#!/bin/sh\necho it broke >&2; exit 3\n")
+    peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
+    assert len(case["rows"]) == 2 and case["notes"] == ["vllm: no row, it ended with status 3: it broke"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_benchmark_on_a_gpu():
+    found = bench.run("cuda", "tiny", quick=True, progress=False)
+    mine = next(r for r in found["cases"][0]["rows"] if r["method"] == rows.OURS)
+    assert mine["dtype"] == "bfloat16" and mine["difference"] < 0.15
