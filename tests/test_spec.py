@@ -356,5 +356,5 @@ def test_further_encoders_are_kept_and_misspelt_ones_named(tmp_path):
     (tmp_path / "again.toml").write_text(spec.to_toml())
     assert StudySpec.read(tmp_path / "again.toml") == spec
     path.write_text('[task]\nname = "freesolv"\n[encoder]\nalso = ["chemnett"]\n')
-    with pytest.raises(StudyError, match="line 4.*chemnet"):
+    with pytest.raises(StudyError, match=r"line 4.*chemnet"):
         StudySpec.read(path)
