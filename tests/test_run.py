@@ -1,0 +1,223 @@
+# ruff: noqa: F811, a fixture's name is an argument's
+"""The loop of a study: every row says what was asked, of which item, and what came back; a memo changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from icrl_lab import answers, baselines
+from icrl_lab.errors import DataError
+from icrl_lab.studies import Study
+from icrl_lab.studies.manifest import items_table, manifest
+from icrl_lab.values import Task, Vectors
+from tests.test_material import N, classes, llm, task, vectors  # noqa: F401, the fixtures
+
+PLAN = dict(
+    arms=["text", {"name": "random-projection", "draws": 3}, "ridge"], controls=["real", "noise", "dummy"],
+    with_text=False, labels=["true", "permuted"], shots=6, seeds=2, queries=7,
+)  # fmt: skip
+
+
+def study(task, vectors, llm, **changes) -> Study:
+    return Study(task, vectors, llm, **{**PLAN, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(task, vectors, llm):
+    made = study(task, vectors, llm)
+    return made, made.run(progress=False)
+
+
+def asked(made: Study, cell):
+    """For each query its mixed answer and the tokens of its prompts, one prompt at a time, by a study that has asked nothing."""
+    fresh = Study(made.task, made.vectors, made.llm, **{**PLAN, "queries": made.plan.queries})
+    found: dict[int, list] = {int(q): [] for q in fresh.material.queries}
+    tokens = dict.fromkeys(found, 0)
+    for draw in range(cell.arm.draws):
+        prompts, groups = fresh.material.rendered(cell, draw)
+        for query, prompt in zip([q for g in groups for q in g.queries], prompts):
+            slots = [span.item for span in prompt.spans if span.role == "slot"]
+            assert len(slots) == (7 if cell.arm.has_slots and cell.control != "dummy" else 0)
+            assert not slots or slots[-1] == made.task.ids[query]
+            found[query] += answers.score_numbers(fresh.engine, [prompt], fresh.material.format, made.llm.tokenizer)
+            tokens[query] += len(prompt)
+    return {query: answers.mix(each) for query, each in found.items()}, tokens
+
+
+def test_a_row_holds_what_the_model_answers_about_its_item(done):
+    made, result = done
+    frame, place = result.to_dataframe(), {name: i for i, name in enumerate(made.task.ids)}
+    keys = ["arm", "control", "labels", "seed"]
+    for cell in made.cells():
+        mixed, tokens = asked(made, cell)
+        rows = frame[(frame[keys] == [cell.arm.label, cell.control, cell.labels, cell.seed]).all(axis=1)]
+        assert len(rows) == 7 and set(rows["draws"]) == {cell.arm.draws}
+        for row in rows.to_dict("records"):
+            query = place[row["item"]]
+            answer, y = mixed[query], made.task.targets[query]
+            assert row["target"] == y and row["status"] == "ok"
+            assert row["prediction"] == pytest.approx(answer.mean, abs=1e-3)
+            assert row["crps"] == pytest.approx(answer.crps(y), abs=1e-3)
+            assert row["lower"] == answer.quantile(0.025) and row["upper"] == answer.quantile(0.975)
+            assert row["lower"] <= row["prediction"] <= row["upper"] and row["lower"] < row["upper"]
+            assert row["prompt_tokens"] == tokens[query] and row["raw"] == answer.raw
+            shown = [place[name] for name in row["shot_items"].split(";")]
+            assert row["reference"] == pytest.approx(made.task.targets[shown].mean())
+
+
+def test_whether_an_answer_was_copied_is_whether_a_shot_was_shown_with_it(done):
+    made, result = done
+    by_cell = {(c.arm.label, c.control, c.labels, c.seed): c for c in made.cells()}
+    found = set()
+    for row in result.to_dataframe().to_dict("records"):
+        cell = by_cell[row["arm"], row["control"], row["labels"], row["seed"]]
+        written = made.material.shots(cell, 0)[0].written
+        assert row["copied"] == (row["raw"].strip() in written)
+        found.add(row["copied"])
+    assert found == {True, False}
+
+
+def test_the_point_is_the_one_asked_for(task, vectors, llm):
+    few = dict(arms=["random-projection"], controls=["real"], labels="true", seeds=1)
+    points = {p: study(task, vectors, llm, point=p, **few).run(progress=False).to_dataframe()["prediction"] for p in ("mean", "median", "mode")}  # fmt: skip
+    made = study(task, vectors, llm, **few)
+    cell = made.cells()[0]
+    found = made._answers(cell, made.material.rendered(cell, 0)[0], 7, 0)
+    for point, values in points.items():
+        assert np.allclose(values, [a.point(point) for a in found], atol=1e-3)
+    assert len({tuple(v.round(6)) for v in points.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(decode="sample", draws=2, label_format="as-written"),
+        dict(decode="greedy"),
+        dict(decode="sample", queries_per_prompt=3, layout="paper", shots=2, label_format="as-written", seeds=1),
+    ],
+)
+def test_what_was_asked_before_changes_no_answer(task, vectors, llm, changes):
+    """The memo of prompts, the engine's kept path and the company of other cells: the same as of each cell alone."""
+    arms = ["text", "random-projection", "moments-vocab"]
+    plan = {**PLAN, "arms": arms, "labels": "true", "controls": ["real", "noise", "dummy"], "queries": 4, **changes}
+    shared = Study(task, vectors, llm, **plan)
+    for cell in shared.cells():
+        one = Study(task, vectors, llm, **plan).compute(cell).drop(columns="seconds")
+        other = shared.compute(cell).drop(columns="seconds")
+        pd.testing.assert_frame_equal(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_sampling_differs_by_seed_draw_and_prompt_and_greedy_does_not(task, vectors, llm):
+    calls: list[dict] = []
+
+    def watched(engine, prompts, *a, **k):
+        calls.append({"prompts": len(prompts), **k})
+        return [[answers.Answer.failed("not read", "")] * k["queries"] for _ in prompts]
+
+    plan = dict(arms=["random-projection"], controls=["real", "noise"], labels="true", draws=2, layout="paper", shots=2, queries_per_prompt=3)  # fmt: skip
+    for decode, temperature in (("sample", 0.6), ("greedy", 0.0)):
+        calls.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(answers, "decode_numbers", watched)
+            made = study(task, vectors, llm, decode=decode, label_format="as-written", **plan)
+            frame = made.run(progress=False).to_dataframe()
+        assert len(frame) == 2 * 2 * 7 and frame.groupby(["control", "seed"])["item"].nunique().eq(7).all()
+        assert {c["temperature"] for c in calls} == {temperature}
+        assert [(c["prompts"], c["queries"]) for c in calls[:2]] == [(2, 3), (1, 1)]  # seven queries by three
+        seeds = [c["seed"] for c in calls]
+        assert len(seeds) == 2 * 2 * 2 * 2 and len(set(seeds)) == 8  # seeds, draws and parts; controls share a stream
+
+
+def test_what_cannot_be_is_found_before_anything_is_computed(task, vectors, llm, tmp_path, monkeypatch):
+    made = study(
+        task, vectors, llm, arms=["text", "random-projection", "identity"]
+    )  # vectors are not as wide as the model
+    monkeypatch.setattr(made, "compute", None)
+    for out in (None, tmp_path / "run"):
+        with pytest.raises(DataError, match="identity"):
+            made.run(out, progress=False)
+    study(task, vectors, llm, arms=["text"], seeds=1).run(tmp_path / "run", progress=False)  # the folder kept nothing
+
+
+# ---------------------------------------------------------------------------------------- the baselines
+
+
+@pytest.mark.parametrize("of", [lambda task: task, classes])
+def test_baselines_see_the_shots_labels_and_items_that_the_arms_saw(task, vectors, llm, of):
+    few = dict(arms=["random-projection"], controls=["real"], shots=[5, 8], selection=["random", "nearest"])
+    made = study(of(task), vectors, llm, **few)
+    result = made.run(progress=False)
+    frame, simple = result.to_dataframe(), result.baseline_predictions
+    place = {name: i for i, name in enumerate(task.ids)}
+    cells = {(c.labels, c.shots, c.selection, c.seed): c for c in made.cells()}
+    names = set(simple["baseline"])
+    assert len(simple) == len(frame) * len(names)
+    truth = made.task.targets if made.task.targets is not None else np.array(made.task.labels)
+    for row in frame.to_dict("records"):
+        key = row["labels"], row["shots"], row["selection"], row["seed"]
+        shown, query = [place[name] for name in row["shot_items"].split(";")], place[row["item"]]
+        group = next(g for g in made.material.shots(cells[key], 0) if query in g.queries)
+        y = made.material.shown_targets(group, cells[key])
+        assert list(group.positions) == shown
+        same = (simple[["labels", "shots", "selection", "seed"]] == list(key)).all(axis=1) & (
+            simple["item"] == row["item"]
+        )
+        rows = simple[same].set_index("baseline")
+        assert set(rows.index) == names and (rows["target"] == truth[query]).all()
+        for name in names - {"gp"}:
+            wanted = baselines.baseline(name, vectors.values[shown], y, vectors.values[[query]], seed=row["seed"])[0]
+            got = rows.loc[name, "prediction"]
+            assert got == wanted or got == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+        said = rows["reference"].unique()  # summed in another order
+        assert len(said) == 1 and (said[0] == row["reference"] or said[0] == pytest.approx(row["reference"]))
+
+
+def test_efficiency_is_against_the_ridge_of_the_same_shots(done):
+    _, result = done
+    summary, simple = result.summary(), result.baselines()
+    for row in summary[summary["control"] == "real"].to_dict("records"):
+        ridge = simple[(simple["baseline"] == "ridge") & (simple["labels"] == row["labels"])]["pearson"].iloc[0]
+        if ridge > 0:
+            assert row["efficiency"] == pytest.approx(row["pearson"] / ridge, rel=0.05, abs=0.05)
+    assert summary["efficiency"].notna().any()
+
+
+# ----------------------------------------------------------------------------------------- the manifest
+
+
+def changed(task: Task, **fields) -> Task:
+    return Task(**{k: getattr(task, k) for k in task.__dataclass_fields__} | fields)
+
+
+def test_a_run_is_resumed_only_on_the_same_inputs(task, vectors, llm):
+    inputs = lambda task, vectors: manifest(study(task, vectors, llm), 0.0)["inputs"]  # noqa: E731
+    first = inputs(task, vectors)
+    targets, moved, text = task.targets.copy(), vectors.values.copy(), list(task.text)
+    targets[7] += 1e-9
+    moved[3, 2] += 1e-6
+    text[5] += "!"
+    turned = changed(
+        task, pool=np.append(task.pool[1:], task.queries[0]), queries=np.append(task.queries[1:], task.pool[0])
+    )
+    for name, other in {
+        "task": inputs(changed(task, targets=targets), vectors),
+        "vectors": inputs(task, Vectors(moved, task.ids, vectors.space)),
+        "encoder": inputs(task, Vectors(vectors.values, task.ids, "toy/2")),
+        "split": inputs(turned, vectors),
+    }.items():
+        assert {k for k in first if first[k] != other[k]} == {name}
+    for same in (dict(text=tuple(text)), dict(units="mol"), dict(property="weight"), dict(modality="molecule")):
+        assert inputs(changed(task, **same), vectors)["task"] != first["task"]
+    assert inputs(task, vectors) == first
+
+
+def test_the_table_of_items_says_who_played_which_part(task, vectors, llm):
+    made = study(task, vectors, llm)
+    table = items_table(made).set_index("id")
+    assert list(table.index) == list(task.ids) and len(table) == N
+    assert set(table.index[table["role"] == "pool"]) == {task.ids[p] for p in task.pool}
+    assert set(table.index[table["role"] == "query"]) == {task.ids[q] for q in made.material.queries}
+    assert table["target"].tolist() == task.targets.tolist() and table["text"].tolist() == list(task.text)
