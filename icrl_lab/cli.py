@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return int(status or 0)
     except KeyboardInterrupt:
-        kept = f"; every finished cell is kept in {args.out}, go on with --resume" if getattr(args, "out", None) else ""
+        out = getattr(args, "out", None)
+        kept = f"; every finished cell is kept in {out}, go on with --resume" if out and os.path.isdir(out) else ""
         print(f"\nicrl-lab: stopped{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe has left, and wants no more

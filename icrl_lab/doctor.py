@@ -41,16 +41,14 @@ def checks() -> Iterator[Check]:
     yield _try("model", True, _model)
 
 
-def statistics() -> list[Check]:
-    """The simulations behind intervals and verdicts, repeated: each line a rate beside its limit."""
+def statistics() -> Iterator[Check]:
+    """The simulations behind intervals and verdicts, repeated: each line a rate beside its limit, as soon as it is known."""
     from icrl_lab.stats import simulate
 
-    found = []
     for r in simulate.report():
         limits = f"limits {r['low']:.2f} to {r['high']:.2f}" if r["bound"] else "listed, not bound to limits"
         says = f"{r['share']:.3f} of 1,000 studies of {r['seeds']} seeds x {r['items']} items, {limits}"
-        found.append(Check(f"{r['what']}, {r['scenario']}", bool(r["ok"]), bool(r["bound"]), says))
-    return found
+        yield Check(f"{r['what']}, {r['scenario']}", bool(r["ok"]), bool(r["bound"]), says)
 
 
 def _package(name: str, needed: bool) -> Check:

@@ -5,6 +5,7 @@ A tiny random model in a folder stands for the language model and a file of vect
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -473,6 +474,14 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(home, run, small_disk):
 # -------------------------------------------------------------------------------------------- doctor
 
 
+def test_a_terminal_sees_a_bar_with_the_time_left(home, run, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("run", home / "s.toml", "--out", "o")[0] == 0
+    assert re.search(r"t: 100%\|.*\| 8/8 \[\d\d:\d\d<\d\d:\d\d.*ridge noise, seed 1", terminal.getvalue())
+
+
 @pytest.fixture
 def light(monkeypatch):
     """The doctor without what is heavy: an encoder and a model."""
@@ -508,14 +517,18 @@ def test_doctor_fails_where_the_main_job_would(run, light, monkeypatch):
 def test_doctor_repeats_the_statistics(run, monkeypatch):
     from icrl_lab.stats import simulate
 
-    common = {"scenario": "typical", "seeds": 5, "items": 64, "low": 0.93, "high": 0.98}
-    rows = [
-        {"what": "coverage rmse", "share": 0.8, "ok": False, "bound": True, **common},
-        {"what": "power", "share": 0.5, "ok": True, "bound": False, **common},
-    ]
-    monkeypatch.setattr(simulate, "report", lambda: rows)
+    few = {"SCENARIOS": simulate.SCENARIOS[:1], "HARD": (), "SEEDS": (3,), "ITEMS": (32,)}
+    for name, value in few.items():
+        monkeypatch.setattr(simulate, name, value)
+    monkeypatch.setattr(simulate, "power_table", lambda items, studies: [{"seeds": 5, "items": 64, "r = 0.3": 0.5}])
+    real = simulate.report
+    monkeypatch.setattr(simulate, "report", lambda: real(studies=2))
     status, out, _ = run("doctor", "--statistics")
     lines = out.splitlines()
-    assert status == 1 and len(lines) == 2
-    assert lines[0].startswith("NO  coverage rmse, typical: 0.800 of 1,000 studies of 5 seeds x 64 items, limits 0.93")
-    assert lines[1].startswith("ok  power, typical: 0.500")
+    assert lines[0].startswith("ok  coverage rmse, typical: ") and "3 seeds x 32 items, limits 0.92 to 1.00" in lines[0]
+    assert "power at r = 0.3" in lines[-1] and "0.500" in lines[-1] and "not bound" in lines[-1]
+    monkeypatch.setattr(simulate, "report", lambda: ({**row, "ok": row["what"] != "coverage mae"} for row in real(2)))
+    status, out, _ = run("doctor", "--statistics")
+    assert status == 1 and len(re.findall("^NO  ", out, re.M)) == 1 and "NO  coverage mae" in out
+    found = json.loads(run("doctor", "--statistics", "--json")[1])
+    assert [check["needed"] for check in found][-2:] == [True, False]

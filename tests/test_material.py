@@ -58,19 +58,20 @@ def test_what_was_made_before_changes_no_prompt(task, vectors, llm):
     """Cells in any order, twice, in company of all others: the same prompts as of each cell made alone."""
     shared, every = make(task, vectors, llm, **AXES)
     rng = np.random.default_rng(5)
-    order = rng.permutation(len(every))[:250]
-    for at in order:  # seeds, conditions, arms and controls all mixed up
-        shared.rendered(every[at], int(rng.integers(2)))
-    for at in order[::5]:
-        alone, _ = make(task, vectors, llm, **AXES)
-        for draw in (1, 0):
-            one, groups = alone.rendered(every[at], draw)
-            other, same = shared.rendered(every[at], draw)
-            assert [g.written for g in groups] == [g.written for g in same]
-            assert all((a.positions == b.positions).all() for a, b in zip(groups, same))
-            assert len(one) == len(other) == 3
-            for a, b in zip(one, other):
-                assert a.ids.tobytes() == b.ids.tobytes() and a.vectors.tobytes() == b.vectors.tobytes()
+    for seed in (1, 0, 1):
+        of_seed = [cell for cell in every if cell.seed == seed]
+        for at in rng.permutation(len(of_seed))[:60]:  # conditions, arms and controls all mixed up
+            shared.rendered(of_seed[at], int(rng.integers(2)))
+        for at in rng.permutation(len(of_seed))[:20]:
+            for draw in (1, 0):
+                alone, _ = make(task, vectors, llm, **AXES)
+                one, groups = alone.rendered(of_seed[at], draw)
+                other, same = shared.rendered(of_seed[at], draw)
+                assert [g.written for g in groups] == [g.written for g in same]
+                assert all((a.positions == b.positions).all() for a, b in zip(groups, same))
+                assert len(one) == len(other) == 3
+                for a, b in zip(one, other):
+                    assert a.ids.tobytes() == b.ids.tobytes() and a.vectors.tobytes() == b.vectors.tobytes()
 
 
 def test_arms_of_different_widths_share_no_prompt(task, llm):
@@ -105,28 +106,31 @@ def test_streams_are_named_after_what_they_decide(task):
     assert stream("map", 1) == stream("map", 1)
 
 
-def test_each_seed_draws_its_own_shots_order_labels_map_and_control(task, vectors, llm):
-    plan = dict(arms=["random-projection"], controls=["real", "noise", "shuffled"], labels=["true", "permuted"], seeds=4, draws=2)  # fmt: skip
+def test_each_seed_and_draw_has_its_own_shots_order_labels_map_and_control(task, vectors, llm):
+    controls_of = ["real", "noise", "shuffled"]
+    plan = dict(arms=["random-projection", "zero-pad"], controls=controls_of, labels=["true", "permuted"], seeds=4)
     material, every = make(task, vectors, llm, **plan)
-    facts: dict[str, list] = {"shots": [], "order": [], "turn": [], "map": [], "noise": [], "shuffled": []}
+    facts: dict[str, list] = {name: [] for name in ("shots", "order", "turn", "map", "noise", "shuffled")}
     for cell in every:
-        for draw in range(2):
-            prompts, (group,) = material.rendered(cell, draw)
-            rank = tuple(np.argsort(np.argsort(group.positions)).tolist())
-            if cell.control == "real" and cell.labels == "true":
-                facts["order"].append(rank)
+        (group,) = material.shots(cell, 0)
+        by_item = np.argsort(group.positions)
+        if (cell.arm.name, cell.control, cell.labels) == ("random-projection", "real", "true"):
+            facts["shots"].append(tuple(group.positions[by_item].tolist()))
+            for draw in (0, 1):
+                facts["order"].append(tuple(np.argsort(material.shots(cell, draw)[0].positions).tolist()))
                 facts["map"].append(material.slot_maps(cell, draw)[0].steps[0].arrays["weight"].tobytes())
-                if draw == 0:
-                    facts["shots"].append(tuple(sorted(group.positions.tolist())))
-            if cell.control == "real" and cell.labels == "permuted" and draw == 0:
-                true = [material.written(p) for p in np.sort(group.positions)]
-                turned = [group.written[i] for i in np.argsort(group.positions)]
-                facts["turn"].append(tuple(true.index(t) for t in turned))
-            if cell.control in facts and cell.labels == "true":
-                real = material.rendered(next(c for c in every if (c.seed, c.labels, c.control) == (cell.seed, "true", "real")), draw)[0]  # fmt: skip
-                facts[cell.control].append((prompts[0].vectors - real[0].vectors).round(5).tobytes())
+        if (cell.arm.name, cell.control, cell.labels) == ("random-projection", "real", "permuted"):
+            true = [material.written(p) for p in group.positions[by_item]]
+            facts["turn"].append(tuple(true.index(group.written[i]) for i in by_item))
+        if (
+            cell.arm.name == "zero-pad" and cell.control in facts and cell.labels == "true"
+        ):  # a map that chance has no part in
+            for draw in (0, 1):
+                prompt = material.rendered(cell, draw)[0][0]
+                items = [span.item for span in prompt.spans if span.role == "slot"]
+                facts[cell.control].append(prompt.vectors[np.argsort(items)].tobytes())
     for what, found in facts.items():
-        assert len(found) in (4, 8) and len(set(found)) == len(found), what
+        assert len(found) == (4 if what in ("shots", "turn") else 8) and len(set(found)) == len(found), what
 
 
 def test_a_control_draws_from_the_items_of_the_prompts_and_no_other(task, vectors, llm, monkeypatch):

@@ -175,6 +175,15 @@ def test_baselines_see_the_shots_labels_and_items_that_the_arms_saw(task, vector
         assert len(said) == 1 and (said[0] == row["reference"] or said[0] == pytest.approx(row["reference"]))
 
 
+@pytest.mark.parametrize("of", [lambda task: task, classes])
+def test_a_study_of_one_shot_has_baselines_that_say_its_label(task, vectors, llm, of):
+    made = study(of(task), vectors, llm, arms=["text", "random-projection"], shots=1)
+    result = made.run(progress=False)
+    simple, shown = result.baseline_predictions, result.to_dataframe().groupby("seed")["reference"].first()
+    assert len(simple) and (simple["prediction"] == simple["seed"].map(shown)).all()
+    assert len(result.summary()) and len(result.baselines())
+
+
 def test_efficiency_is_against_the_ridge_of_the_same_shots(done):
     _, result = done
     summary, simple = result.summary(), result.baselines()

@@ -295,7 +295,7 @@ def test_power_grows_with_the_effect_the_seeds_and_the_items():
 
 @pytest.mark.slow
 def test_the_report_passes_all_of_its_own_bounds():
-    rows = simulate.report()
+    rows = list(simulate.report())
     assert {"what", "scenario", "seeds", "items", "share", "low", "high", "bound", "ok"} == set(rows[0])
     assert not [r for r in rows if not r["ok"]]
 

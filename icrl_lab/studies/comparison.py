@@ -33,7 +33,8 @@ def baseline_predictions(study: Study) -> pd.DataFrame:
             x, y = values[group.positions], material.shown_targets(group, cell)
             asked, reference = list(group.queries), material.reference(group)
             for name in known:
-                for query, value in zip(asked, baselines.baseline(name, x, y, values[asked], seed=seed)):
+                said = baselines.baseline(name, x, y, values[asked], seed=seed) if len(y) > 1 else [y[0]] * len(asked)
+                for query, value in zip(asked, said):  # of a single shot, all of them say its label
                     about = {
                         "item": task.ids[query],
                         "target": truth[query],
