@@ -179,8 +179,9 @@ def test_the_trie_is_brute_force_scoring_of_every_label(tokenizer, name, which):
         assert answer.mass == pytest.approx(sum(brute), rel=1e-5)
         assert np.allclose(answer.probs, np.array(brute) / sum(brute), rtol=1e-5)
         assert answer.mean == pytest.approx(np.array(brute) @ fmt.values / sum(brute), rel=1e-5)
-        assert answer.raw == fmt.labels[int(np.argmax(brute))] and answer.ok
-    assert len({a.mean for a in answers}) == 3  # three prompts, three answers
+        assert brute[fmt.labels.index(answer.raw)] >= max(brute) * (1 - 1e-5) and answer.ok  # two may be all but equal
+    different = {(p.ids.tobytes(), p.vectors.tobytes()) for p in asked}  # a trained vocabulary may read two texts alike
+    assert len({a.mean for a in answers}) == len(different) > 1
 
 
 def test_the_trie_asks_once_for_each_inner_node():

@@ -131,6 +131,18 @@ def test_sampling_differs_by_seed_draw_and_prompt_and_greedy_does_not(task, vect
         assert len(seeds) == 2 * 2 * 2 * 2 and len(set(seeds)) == 8  # seeds, draws and parts; controls share a stream
 
 
+@pytest.mark.parametrize("decode, times", [("score", 1), ("greedy", 1), ("sample", 2)])
+def test_equal_prompts_are_asked_once_unless_chance_decides(task, vectors, llm, decode, times, monkeypatch):
+    """Two names of the text arm, two draws of an order without chance: one list of prompts a seed."""
+    arms = ["text", {"name": "text", "as": "again", "draws": 2}]
+    made = study(task, vectors, llm, arms=arms, order="ascending", labels="true", seeds=1, decode=decode, shots=2)
+    asked_for = []
+    real = made._ask
+    monkeypatch.setattr(made, "_ask", lambda *a: asked_for.append(a) or real(*a))
+    made.run(progress=False)
+    assert len(asked_for) == times
+
+
 def test_what_cannot_be_is_found_before_anything_is_computed(task, vectors, llm, tmp_path, monkeypatch):
     made = study(
         task, vectors, llm, arms=["text", "random-projection", "identity"]

@@ -32,7 +32,7 @@ class Cut:
             return rendered
         keep = len(rendered) - self.drop
         ids = np.concatenate([rendered.ids[:keep], np.asarray(self.lead, np.int64)])
-        spans = tuple(replace(s, stop=min(s.stop, keep)) for s in rendered.spans if s.start < keep)
+        spans = tuple(s if s.stop <= keep else replace(s, stop=keep) for s in rendered.spans if s.start < keep)
         return replace(rendered, ids=ids, spans=spans, tokens=())
 
 

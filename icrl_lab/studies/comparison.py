@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
 
 
-def baseline_predictions(study: Study) -> pd.DataFrame:
+def baseline_predictions(study: Study, progress: bool | None = None) -> pd.DataFrame:
     """One row a baseline, seed and query, in the columns of predictions.parquet that apply; `baseline` names it.
 
     The order of the shots is nothing to a predictor, so that studies of the order have one set of baselines.
     """
     import pandas as pd
+    from tqdm import tqdm
 
     material, task = study.material, study.task
     known = baselines.REGRESSORS if task.targets is not None else baselines.CLASSIFIERS
@@ -26,7 +27,10 @@ def baseline_predictions(study: Study) -> pd.DataFrame:
     truth: Any = task.targets if task.targets is not None else task.labels
     cells = {(c.labels, c.shots, c.selection, c.seed): replace(c, order="given") for c in study.cells()}
     rows = []
-    for (labels, shots, selection, seed), cell in cells.items():
+    off = None if progress is None else not progress
+    # shots of each query's own need a fit each: seconds, where shared ones take milliseconds
+    bar = tqdm(cells.items(), desc="baselines", disable=off, delay=2, leave=False, dynamic_ncols=True)
+    for (labels, shots, selection, seed), cell in bar:
         common = {"task": task.name, "encoder": material.vectors.space, "labels": labels, "shots": shots}
         common |= {"selection": selection, "seed": seed, "status": "ok"}
         for group in material.shots(cell, 0):

@@ -72,7 +72,7 @@ class Study:
         if out is None:
             self._rehearse(self.cells())
             done = [(cell, self.compute(cell)) for cell in self._bar(self.cells(), progress)]
-            return self._result([frame for _, frame in done], start)
+            return self._result([frame for _, frame in done], start, progress)
         with RunFolder.open_for_writing(out, manifest(self, start), resume) as folder:
             finished = folder.finished()
             todo = [c for c in self.cells() if c.key not in finished]
@@ -80,7 +80,7 @@ class Study:
             for cell in self._bar(todo, progress):
                 folder.put(cell.key, self.compute(cell))
             self.refit()
-            result = self._result([folder.predictions()], start)
+            result = self._result([folder.predictions()], start, progress)
             result.path = folder.path
             spent = ended(self, start)
             if not todo:  # only written again: what the run took is what it took
@@ -209,14 +209,15 @@ class Study:
             bar.set_postfix_str(f"{cell.arm.label} {cell.control}, seed {cell.seed}", refresh=False)
             yield cell
 
-    def _result(self, frames: list[pd.DataFrame], start: float) -> StudyResult:
+    def _result(self, frames: list[pd.DataFrame], start: float, progress: bool | None) -> StudyResult:
         import pandas as pd
 
         from icrl_lab.studies.result import StudyResult
 
         predictions = self._in_order(pd.concat(frames, ignore_index=True))
         about = {**manifest(self, start), **ended(self, start)}
-        return StudyResult(predictions, baseline_predictions(self), about, items_table(self), self.material.fitted())
+        simple = baseline_predictions(self, progress)
+        return StudyResult(predictions, simple, about, items_table(self), self.material.fitted())
 
     def _in_order(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows in the order of the plan, however they were computed: by arm, then control, then condition and seed."""
