@@ -26,7 +26,7 @@ def llm():
 @pytest.fixture(scope="module")
 def task():
     y = np.random.default_rng(0).standard_normal(N) * 2 - 1
-    ids, text = tuple(f"item{i}" for i in range(N)), tuple("abcdefgh"[i % 8] * 3 for i in range(N))
+    ids, text = tuple(f"item{i}" for i in range(N)), tuple("abcdefgh"[i % 8] * (1 + i % 5) for i in range(N))
     pool, queries = np.arange(0, N, 2), np.arange(1, N, 2)
     return Task("toy", ids, tuple(range(N)), text, y, None, "u", "size", "table", pool, queries)
 

@@ -40,7 +40,8 @@ class Plan:
         small = min(t for t, _ in shape.cases)
         if quick:
             return cls(shape.cases[:1], shape.queries[:1], 3, 2, 4, min(small, 128), 1, seed, device, True)
-        return cls(shape.cases, shape.queries, 4, 4, 8, small, 4, seed, device, False)
+        slow = 4 if device == "cpu" else 16
+        return cls(shape.cases, shape.queries, 4, slow, 8, small, 4, seed, device, False)
 
 
 class Bar:

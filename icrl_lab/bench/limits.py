@@ -51,7 +51,8 @@ def limits(
             out.append(limit(f"{where}; share of it", ratio / predicted, SHARE))
             if target is not None:
                 out.append(limit(f"N = {n}, {clock}: times a full forward", ratio, target))
-        bound = RATES.get((torch.cuda.get_device_name(), llm.name, prefix)) if plan.device == "cuda" else None
+        gpu = torch.cuda.get_device_name() if plan.device == "cuda" else ""
+        bound = next((v for (g, m, t), v in RATES.items() if gpu.startswith(g) and (m, t) == (llm.name, prefix)), None)
         if bound is not None:
             out.append(limit(f"N = {n}: queries a second", row["queries/s"], bound))
     if full["dtype"] == "float32":
