@@ -6,7 +6,7 @@ import torch
 
 from icrl_lab.engine import Engine, attention
 from icrl_lab.engine.proof import plain
-from icrl_lab.engine.tree import build, flatten, shared_length, symbols
+from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
 from icrl_lab.values import SLOT, Capture, Rendered
 
@@ -262,6 +262,17 @@ def test_symbols_tell_vectors_apart():
     assert symbols(a)[1] < 0 and symbols(a)[1] != symbols(b)[1]
     assert shared_length(symbols(a), symbols(b)) == 1
     assert (symbols(a) == symbols(Rendered([1, SLOT, 2], vectors[:1].copy()))).all()
+
+
+def test_vectors_that_differ_in_one_entry_are_different_nodes():
+    """Also where most entries are equal, as those of padded vectors are, and in the same place of neighbouring prompts."""
+    base = np.zeros((1, 48), np.float32)
+    other, negative = base.copy(), -base
+    other[0, 7] = 1e-3
+    many = [Rendered([1, SLOT, 2], v) for v in (base, other, base, negative)]
+    got = [s[1] for s in all_symbols(many)]
+    assert got[0] == got[2] and len(set(got)) == 3  # -0.0 has other bytes, and may be another node
+    assert got == [symbols(p)[1] for p in many]
 
 
 @pytest.mark.gpu
