@@ -5,7 +5,8 @@ flash kernel that returns the log-sum-exp, and to their own branch under its tre
 their log-sum-exps (Hydragen, arXiv 2402.05099). Grouped-query heads are folded into rows, so that no key is copied.
 
 What a layer needs beyond the tensors it is handed (where the prefix is kept, how the pack is laid out, which rows
-to keep) stands in the `Pass` that is current while the model runs. Softmax statistics are float32 in every dtype.
+to keep, what to change) stands in the `Pass` that is current while the model runs. Softmax statistics are float32 in every
+dtype. What happens to single rows (kept weights, cut edges) is in `rows`; most passes have none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
+from icrl_lab.engine import rows
 from icrl_lab.engine.tree import Branch
 
 NAME = "icrl_cascade"
@@ -132,7 +134,12 @@ class Pass:
     commit    write the pack's own keys and values into the path at `prefix` (the pack is then a single chain)
     asked     flat indices of tokens whose attention is kept; `columns`, prefix positions kept of it (None: all)
     kept      per layer (heads, asked, prefix columns + row length), filled as the layers run
+    norms     keep the lengths of what values write, too: per layer (heads, prefix columns) and (heads, tokens)
+    outputs   flat indices of tokens whose heads' outputs are kept: per layer (heads, outputs, head width)
+    stream    flat indices of tokens whose residual stream is kept: per depth (tokens, d)
     own       keys and values of each row so far, while text is generated
+    cuts      edges that are taken away; head_patches and stream_patches, what is set or added, by layer and by depth
+    applied   how many rows of cuts and patches were changed
     """
 
     path: PathBuffer
@@ -143,8 +150,40 @@ class Pass:
     columns: torch.Tensor | None = None
     layers: frozenset[int] | None = None
     kept: dict[int, torch.Tensor] = field(default_factory=dict)
+    norms: bool = False
+    kept_norms: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    outputs: torch.Tensor | None = None
+    kept_outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    stream: torch.Tensor | None = None
+    depths: frozenset[int] | None = None
+    kept_stream: dict[int, torch.Tensor] = field(default_factory=dict)
     own: OwnCache | None = None
+    cuts: list[CutRow] = field(default_factory=list)
+    head_patches: dict[int, list[RowPatch]] = field(default_factory=dict)
+    stream_patches: dict[int, list[RowPatch]] = field(default_factory=dict)
+    applied: int = 0
     fired: int = 0
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """The token at `flat` does not see these prefix positions, nor these places of its own row."""
+
+    flat: int
+    prefix: torch.Tensor
+    own: torch.Tensor
+    layers: frozenset[int] | None
+    heads: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class RowPatch:
+    """The row of the token at `flat` (of one head, where `head` is given) is set to `value`, or gets it added."""
+
+    flat: int
+    value: torch.Tensor
+    head: int | None
+    add: bool
 
 
 @contextmanager
@@ -172,20 +211,38 @@ def cascade(
     out, lse = _own(state, layer, query, key, value, scale, window, cap)
     if state.prefix:
         prefix_key, prefix_value = state.path.read(layer, state.prefix)
-        seen = _window(state, window)
+        seen = rows.window_of(state, window)
         out, lse = _merge(out, lse, *_prefix(query, prefix_key, prefix_value, scale, cap, seen))
-    if state.asked is not None and (state.layers is None or layer in state.layers):
-        state.kept[layer] = _rows(state, layer, query, key, lse, scale, window, cap)
+    if state.cuts:
+        out, lse = rows.cut(state, layer, query, key, value, out, lse, scale, window, cap)
+    for patch in state.head_patches.get(layer, ()):
+        _change(out[0, patch.head], patch, state)
+    if state.layers is None or layer in state.layers:
+        if state.outputs is not None:
+            state.kept_outputs[layer] = out[0].index_select(1, state.outputs).float().cpu()
+        if state.asked is not None:
+            state.kept[layer] = rows.weights(state, layer, query, key, lse, scale, window, cap)
+            if state.norms:
+                state.kept_norms[layer] = rows.norms(state, layer, module, value)
     state.fired += 1
     return out.transpose(1, 2).to(query.dtype), None
 
 
-def _window(state: Pass, window: int | None) -> torch.Tensor | None:
-    """(tokens, prefix) bool of what a sliding window leaves of the prefix; None where it leaves everything."""
-    if window is None or state.layout.last < window:
-        return None
-    at = state.layout.positions
-    return at[:, None] - torch.arange(state.prefix, device=at.device)[None, :] < window
+def residual(depth: int, states: torch.Tensor) -> None:
+    """What happens where the residual stream (1, tokens, d) is read: it is changed in place, then kept."""
+    state: Pass | None = getattr(_current, "state", None)
+    if state is None:
+        return
+    for patch in state.stream_patches.get(depth, ()):
+        _change(states[0], patch, state)
+    if state.stream is not None and (state.depths is None or depth in state.depths):
+        state.kept_stream[depth] = states[0].index_select(0, state.stream).float().cpu()
+
+
+def _change(rows_of: torch.Tensor, patch: RowPatch, state: Pass) -> None:
+    value = patch.value.to(rows_of)
+    rows_of[patch.flat] = rows_of[patch.flat] + value if patch.add else value
+    state.applied += 1
 
 
 def _own(state, layer, query, key, value, scale, window, cap):
@@ -236,7 +293,7 @@ def _attend(q, k, v, scale, cap, mask, causal):
     ):
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
         return out[0], out[1]
-    scores = _scores(q, k, scale, cap)
+    scores = rows.scores_of(q, k, scale, cap)
     if causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
@@ -245,44 +302,6 @@ def _attend(q, k, v, scale, cap, mask, causal):
     # a row that sees nothing here (a window that lies wholly elsewhere) has weight zero, not NaN
     weights = (scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None]).exp()
     return weights.to(v.dtype) @ v, lse
-
-
-def _scores(q, k, scale, cap):
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
-    return scores if cap is None else cap * torch.tanh(scores / cap)
-
-
-def _rows(state, layer, query, key, lse, scale, window, cap):
-    """Attention weights of the asked tokens, (heads, asked, prefix columns + row length), from the merged log-sum-exp."""
-    layout, asked = state.layout, state.asked
-    heads, group = query.shape[1], query.shape[1] // key.shape[1]
-    q = query[0].index_select(1, asked).float()  # (heads, asked, width)
-    norm = lse[0].index_select(1, asked)[..., None]
-    parts = []
-    if state.prefix:
-        k = state.path.read(layer, state.prefix)[0][0]
-        k = (k if state.columns is None else k.index_select(1, state.columns)).float()
-        scores = _scores(q.reshape(k.shape[0], -1, q.shape[-1]), k, scale, cap).reshape(heads, len(asked), -1)
-        seen = _window(state, window)
-        if seen is not None:
-            seen = seen.index_select(0, asked)
-            scores = scores.masked_fill(
-                ~(seen if state.columns is None else seen.index_select(1, state.columns)), -math.inf
-            )
-        parts.append((scores - norm).exp())
-    row = layout.unpad.index_select(0, asked) // layout.length
-    within = layout.unpad.index_select(0, asked) % layout.length
-    k = layout.fold(key).index_select(0, row).float().repeat_interleave(group, 1)  # (asked, heads, length, width)
-    scores = _scores(q.transpose(0, 1)[:, :, None], k, scale, cap)[:, :, 0].transpose(0, 1)
-    if layout.mask is not None:
-        allowed = layout.mask[row, 0, within]
-    else:
-        allowed = torch.arange(layout.length, device=q.device)[None] <= within[:, None]
-    if window is not None:
-        at = layout.row_positions[row]
-        allowed = allowed & (at.gather(1, within[:, None]) - at < window)
-    parts.append((scores.masked_fill(~allowed, -math.inf) - norm).exp())
-    return torch.cat(parts, -1).cpu()
 
 
 # no mask function of this name is registered, so transformers makes none (and looks for no packed sequences in the positions,

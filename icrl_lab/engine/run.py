@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from icrl_lab.engine import attention
+from icrl_lab.engine import attention, parts
+from icrl_lab.engine.capture import LIMIT, Keeper
+from icrl_lab.engine.edits import Edits
 from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
 from icrl_lab.errors import DataError
-from icrl_lab.values import Capture, Rendered, Trace
+from icrl_lab.values import SLOT, Capture, Rendered, Trace
 
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
@@ -46,10 +48,15 @@ class _Job:
     prompts: Sequence[Rendered]
     symbols: list[np.ndarray]
     ids: torch.Tensor | None
+    edits: Edits
+    keeper: Keeper | None = None
     read: list[tuple[list[int], torch.Tensor]] = field(default_factory=list)  # sequences, and their rows on the device
-    capture: Capture | None = None
-    attention: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     computed: int = 0
+
+    @property
+    def streams(self) -> bool:
+        """Whether the residual stream has to be reached."""
+        return self.edits.streams or (self.keeper is not None and self.keeper.streams)
 
 
 class Engine:
@@ -57,14 +64,16 @@ class Engine:
 
     pack       tokens computed together at most; None takes the device's default, less where memory is short
     branch     largest subtree that is computed as one branch of a pack
+    limit      bytes that the capture of one call may keep
     """
 
-    def __init__(self, llm: LLM, *, pack: int | None = None, branch: int = BRANCH) -> None:
+    def __init__(self, llm: LLM, *, pack: int | None = None, branch: int = BRANCH, limit: float = LIMIT) -> None:
         self.llm = llm
         self.model = llm.model
         self.device = next(llm.model.parameters()).device
         self.branch = branch
         self.pack = pack or self._fitting_pack()
+        self.limit = limit
         self.path = attention.PathBuffer()
         self.held = np.zeros(0, np.int64)  # the symbols whose keys and values stand in the path
         self.computed = self.asked = 0  # over the engine's life
@@ -76,21 +85,26 @@ class Engine:
         return self.run(prompts, ids).logprobs
 
     def run(
-        self, prompts: Sequence[Rendered], ids: Sequence[int] | None = None, capture: Capture | None = None
+        self,
+        prompts: Sequence[Rendered],
+        ids: Sequence[int] | None = None,
+        capture: Capture | Sequence[Capture] | None = None,
     ) -> Result:
-        """Log-probabilities after each prompt, and the attention rows that `capture` asks for.
+        """Log-probabilities after each prompt, and what `capture` (one for all, or one a prompt) asks to keep.
 
-        Each distinct stretch of the prompts' prefix tree is computed once. Equal prompts give equal rows.
-        A prompt that is empty or longer than the model's context is a DataError.
+        Each distinct stretch of the prompts' prefix tree is computed once, edits included. Equal prompts give equal rows.
+        A prompt that is empty or longer than the model's context is a DataError, as is an edit that it cannot have and a
+        capture that would keep more than `limit` bytes; an edit that did not fire is a RuntimeError.
         """
         job = self._job(prompts, ids, capture)
-        with torch.inference_mode(), self._cascading():
+        with torch.inference_mode(), self._cascading(job.streams):
             for branches in self._walk(job, build(job.symbols)):
                 self._packs(job, branches)
+        job.edits.finish(prompts, job.symbols)
         rows = np.empty((len(prompts), job.read[0][1].shape[1]), np.float32)
         for sequences, values in job.read:
             rows[sequences] = values.cpu().numpy()
-        traces = tuple(self._trace(job, i) for i in range(len(prompts))) if capture else ()
+        traces = tuple(job.keeper.trace(i) for i in range(len(prompts))) if job.keeper else ()
         asked = sum(len(p) for p in prompts)
         self.computed += job.computed
         self.asked += asked
@@ -110,6 +124,8 @@ class Engine:
         """
         if max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        if any(prompt.edits for prompt in prompts):
+            raise DataError("an edited prompt is scored, not continued; take decode = 'score'")
         job = self._job(prompts, None, None, room=max_new_tokens)
         out: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: job.symbols[i].tolist())
@@ -123,6 +139,18 @@ class Engine:
         self.computed += job.computed
         self.asked += sum(len(p) + len(o) for p, o in zip(prompts, out))
         return out
+
+    def unembed(self, states: np.ndarray, ids: Sequence[int] | None = None) -> np.ndarray:
+        """(..., len(ids)) float32 log-probabilities that residual states (..., d) would give if the model ended there: the
+        final norm, the unembedding and the model's own cap, normalised over the whole vocabulary (ids None: all of it)."""
+        flat = np.asarray(states, np.float32).reshape(-1, self.llm.width)
+        wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
+        with torch.inference_mode():
+            found = [
+                self._read(parts.unembed(self.model, torch.tensor(rows).to(self.device, self.model.dtype)), wanted).cpu()
+                for rows in np.array_split(flat, max(1, len(flat) // 256))
+            ]
+        return torch.cat(found).numpy().reshape(*np.shape(states)[:-1], -1)
 
     # ------------------------------------------------------------------------------------ the walk
 
@@ -141,14 +169,14 @@ class Engine:
                 raise DataError(
                     f"prompt {number} injects vectors of width {prompt.vectors.shape[1]}, but {self.llm.name} reads {self.llm.width}"
                 )
-        if capture is not None:
-            shortest = min(len(p) for p in prompts)
-            if not capture.rows or any(not -shortest <= r < 0 for r in capture.rows):
-                raise DataError(
-                    f"capture rows {capture.rows} must be negative and within the shortest prompt ({shortest} tokens)"
-                )
+        edits = Edits(prompts)
+        edits.check(prompts, self.llm)
+        captures = [capture] * len(prompts) if isinstance(capture, Capture) else capture
+        if captures is not None and len(captures) != len(prompts):
+            raise DataError(f"{len(captures)} captures for {len(prompts)} prompts; give one for all, or one a prompt")
+        keeper = None if captures is None else Keeper(captures, [len(p) for p in prompts], self.llm, self.limit)
         wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
-        return _Job(prompts, all_symbols(prompts), wanted, capture=capture)
+        return _Job(prompts, edits.symbols(prompts, all_symbols(prompts)), wanted, edits, keeper)
 
     def _walk(self, job: _Job, node: Node) -> Iterator[list[Branch]]:
         """Depth first: compute a large node's own stretch, yield its small children as branches, descend into the large."""
@@ -167,8 +195,9 @@ class Engine:
         """Put a node's keys and values on the path, in chunks, unless they stand there already."""
         path = job.symbols[node.sequence][: node.stop]
         known = shared_length(self.held, path)
-        read = self._asked_positions(job, node) + ([node.stop - 1] if node.ends else [])
+        read = (job.keeper.inside(node) if job.keeper else []) + ([node.stop - 1] if node.ends else [])
         known = min([known, *read])  # what is read here must run, also when it stands on the path
+        job.edits.held(path, node.sequence, known)
         self.held = self.held[:known]
         while known < node.stop:
             stop = min(known + self.pack, node.stop)
@@ -224,14 +253,16 @@ class Engine:
     # ------------------------------------------------------------------------------------ the forward pass
 
     @contextmanager
-    def _cascading(self) -> Iterator[None]:
-        """The model with our attention function and the measured number of threads, and as it was afterwards."""
+    def _cascading(self, streams: bool = False) -> Iterator[None]:
+        """The model with our attention function (and, with `streams`, hooks where the residual stream is read) and the
+        measured number of threads, and as it was afterwards."""
         before, threads = self.model.config._attn_implementation, torch.get_num_threads()
         self.model.set_attn_implementation(attention.NAME)
         if self.llm.threads:
             torch.set_num_threads(self.llm.threads)
         try:
-            yield
+            with parts.hooked(self.model, attention.residual) if streams else nullcontext():
+                yield
         except BaseException:
             self.held = self.held[:0]  # a pass cut short may have left half a stretch
             raise
@@ -245,13 +276,16 @@ class Engine:
         state = attention.Pass(self.path, layout, prefix, commit=commit)
         starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
         ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
-        asked = self._ask(job, state, pack, starts) if job.capture else []
+        changes = job.edits.prepare(state, pack, job.symbols, self.device) if job.edits else 0
+        marked = job.keeper.mark(state, pack, self.device) if job.keeper else None
         logits = self._model(job, state, where, [at for _, at in ends])
+        if state.applied != changes:
+            raise RuntimeError(f"{changes} rows were to be edited and {state.applied} were")
         job.computed += len(where)
         if ends:
             job.read.append(([s for s, _ in ends], self._read(logits, job.ids)))
-        if asked:
-            self._keep(job, state, asked, prefix)
+        if marked and job.keeper:
+            job.keeper.keep(state, marked)
 
     def _model(
         self, job: _Job, state: attention.Pass, where: np.ndarray, rows: list[int], new: np.ndarray | None = None
@@ -278,11 +312,11 @@ class Engine:
     def _embed(self, job: _Job, where: np.ndarray) -> torch.Tensor:
         """(tokens, width) input embeddings: the model's own for tokens, the injected vectors at slots."""
         cuts = [0, *(np.flatnonzero(np.diff(where[:, 0])) + 1).tolist(), len(where)]
-        found = np.concatenate([job.symbols[where[a, 0]][where[a:b, 1]] for a, b in pairwise(cuts)])
+        found = np.concatenate([job.prompts[where[a, 0]].ids[where[a:b, 1]] for a, b in pairwise(cuts)])
         slots = np.flatnonzero(found < 0)
         embeds = self.model.get_input_embeddings()(torch.from_numpy(np.maximum(found, 0)).to(self.device))
         if len(slots):
-            rows = [job.prompts[s].vectors[(job.symbols[s][:p] < 0).sum()] for s, p in where[slots].tolist()]
+            rows = [job.prompts[s].vectors[(job.prompts[s].ids[:p] == SLOT).sum()] for s, p in where[slots].tolist()]
             embeds[torch.from_numpy(slots).to(self.device)] = torch.from_numpy(np.stack(rows)).to(embeds)
         return embeds
 
@@ -292,60 +326,6 @@ class Engine:
         logits = logits.float()
         norm = logits.logsumexp(-1, keepdim=True)
         return (logits - norm).cpu() if ids is None else logits.index_select(-1, ids) - norm
-
-    # ------------------------------------------------------------------------------------ captured attention
-
-    @staticmethod
-    def _asked_positions(job: _Job, node: Node) -> list[int]:
-        """Positions inside a node's own stretch whose attention some sequence below asks for."""
-        if job.capture is None:
-            return []
-        at = {len(job.symbols[s]) + r for s in node.members for r in job.capture.rows}
-        return [p for p in at if node.start <= p < node.stop]
-
-    def _ask(self, job: _Job, state: attention.Pass, pack: list[Branch], starts: np.ndarray) -> list[tuple]:
-        """Mark the pack's asked tokens in `state`: a list of (sequence, row, place among the asked, ancestors in the branch)."""
-        assert job.capture is not None
-        wanted = []
-        for branch, start in zip(pack, starts.tolist()):
-            for sequence, last in branch.members or branch.ends:
-                path = branch.chain(last)
-                first = len(job.symbols[sequence]) - int(branch.symbol_at[path[0], 1])
-                for row in job.capture.rows:
-                    if 0 <= first + row < len(path):
-                        step = first + row
-                        wanted.append((sequence, row, start + path[step], path[: step + 1]))
-        if not wanted:
-            return []
-        flat = sorted({w[2] for w in wanted})
-        state.asked = torch.tensor(flat, device=self.device)
-        state.layers = None if job.capture.layers is None else frozenset(job.capture.layers)
-        if job.capture.columns is not None:
-            columns = [c for c in job.capture.columns if c < state.prefix]
-            state.columns = torch.tensor(columns, dtype=torch.int64, device=self.device)
-        return [(sequence, row, flat.index(f), path) for sequence, row, f, path in wanted]
-
-    def _keep(self, job: _Job, state: attention.Pass, asked: list[tuple], prefix: int) -> None:
-        """Lay the kept weights out over each sequence's own columns."""
-        assert job.capture is not None
-        weights = torch.stack(
-            [state.kept[layer] for layer in sorted(state.kept)]
-        ).numpy()  # layers, heads, asked, columns
-        before = weights.shape[-1] - state.layout.length
-        for sequence, row, place, path in asked:
-            full = np.zeros((*weights.shape[:2], len(job.symbols[sequence])), np.float32)
-            seen = range(prefix) if job.capture.columns is None else [c for c in job.capture.columns if c < prefix]
-            full[..., list(seen)] = weights[:, :, place, :before]
-            full[..., prefix : prefix + len(path)] = weights[:, :, place, before:][..., path]
-            job.attention[sequence, row] = full if job.capture.columns is None else full[..., list(job.capture.columns)]
-
-    def _trace(self, job: _Job, sequence: int) -> Trace:
-        assert job.capture is not None
-        first = job.attention[sequence, job.capture.rows[0]]
-        layers = job.capture.layers or tuple(range(first.shape[0]))
-        columns = job.capture.columns or tuple(range(len(job.symbols[sequence])))
-        rows = np.stack([job.attention[sequence, r] for r in job.capture.rows], 2)
-        return Trace(rows, tuple(sorted(layers)), job.capture.rows, columns)
 
     # ------------------------------------------------------------------------------------ generation
 

@@ -78,7 +78,9 @@ class Reading:
 
     def save(self, path: str | Path) -> None:
         """Write one netCDF file that holds arrays, axes and `about`."""
-        head = json.dumps({"question": self.question, "about": dict(self.about)}, default=_plain)
+        head = json.dumps(
+            {"question": self.question, "names": list(self.names), "about": dict(self.about)}, default=_plain
+        )
         data = self.data.copy()
         data.attrs = {"icrl_lab_reading": head}
         with atomic(path) as part:
@@ -93,7 +95,7 @@ class Reading:
             with xr.open_dataset(path, engine="scipy") as file:
                 data = file.load()
             head = json.loads(data.attrs.pop("icrl_lab_reading"))
-            return cls(str(head["question"]), data, head["about"])
+            return cls(str(head["question"]), data[head["names"]], head["about"])
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
         except _BROKEN as error:
