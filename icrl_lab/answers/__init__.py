@@ -19,12 +19,14 @@ from icrl_lab.answers.formats import FORMATS, LabelFormat, fit_format
 from icrl_lab.answers.numbers import decode_numbers, score_numbers
 from icrl_lab.answers.options import decode_options, score_options
 from icrl_lab.answers.parse import parse_answers, parse_number, parse_option
+from icrl_lab.answers.tries import Tries, tries
 
 __all__ = [
     "FORMATS",
     "Answer",
     "Choice",
     "LabelFormat",
+    "Tries",
     "decode_numbers",
     "decode_options",
     "fit_format",
@@ -34,4 +36,5 @@ __all__ = [
     "parse_option",
     "score_numbers",
     "score_options",
+    "tries",
 ]

@@ -8,22 +8,62 @@ first tokens are told apart where they part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from icrl_lab.prompts import cuts
+from icrl_lab.prompts.cuts import Cut
 from icrl_lab.values import Rendered
 
 
-def label_logprobs(
-    engine: Any, prompts: Sequence[Rendered], tokenizer: Any, labels: Sequence[str], end: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability (n, labels) of each label behind each prompt, and its length in tokens (n, labels).
+@dataclass(frozen=True, eq=False)
+class Tries:
+    """Prompts that end where their labels part, and the tokens of each label from there.
 
-    Prompts come straight from `render_all`. If one label begins another, or tokens of the two do, `end` (the text that
-    follows a label) is scored with them all, so that the shorter does not take the longer's share.
+    bases  one Rendered a prompt; cuts, where each was cut and the labels' tokens
+    """
+
+    bases: tuple[Rendered, ...]
+    cuts: tuple[Cut, ...]
+
+    @property
+    def length(self) -> np.ndarray:
+        """(n, labels) tokens of each label."""
+        return np.array([[len(path) for path in cut.labels] for cut in self.cuts])
+
+    def logprobs(
+        self, engine: Any, bases: Sequence[Rendered] | None = None, of: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(n, labels) log-probability of each label behind each base.
+
+        bases  others than the room's own, e.g. edited ones; `of` says which prompt each comes from
+        """
+        bases = self.bases if bases is None else bases
+        found = self.cuts if of is None else [self.cuts[i] for i in of]
+        asked: list[Rendered] = []
+        where: list[dict[tuple[int, ...], int]] = []
+        for base, cut in zip(bases, found):
+            nodes = sorted({path[:i] for path in cut.labels for i in range(len(path))})
+            where.append({node: len(asked) + i for i, node in enumerate(nodes)})
+            asked.extend(base.extend(node) if node else base for node in nodes)
+        ids = sorted({token for cut in found for path in cut.labels for token in path})
+        column = {token: i for i, token in enumerate(ids)}
+        table = np.asarray(engine.next_token(asked, ids), np.float64)
+        rows = [
+            [sum(table[at[path[:i]], column[path[i]]] for i in range(len(path))) for path in cut.labels]
+            for cut, at in zip(found, where)
+        ]
+        return np.array(rows, np.float64).reshape(len(bases), -1)
+
+
+def tries(prompts: Sequence[Rendered], tokenizer: Any, labels: Sequence[str], end: str = "") -> Tries:
+    """The tries of a closed set of labels behind prompts that come straight from `render_all`.
+
+    If one label begins another, or tokens of the two do, `end` (the text that follows a label) is scored with them all,
+    so that the shorter does not take the longer's share.
     """
     labels = tuple(labels)
     if len(set(labels)) != len(labels) or not labels or "" in labels:
@@ -33,25 +73,15 @@ def label_logprobs(
         if not end:
             raise ValueError("one label begins another: give the text that ends a label")
         found = cuts(prompts, tokenizer, labels, end)
+    return Tries(tuple(cut.apply(prompt) for prompt, cut in zip(prompts, found)), tuple(found))
 
-    asked: list[Rendered] = []
-    where: list[dict[tuple[int, ...], int]] = []
-    for prompt, cut in zip(prompts, found):
-        base = cut.apply(prompt)
-        nodes = sorted({path[:i] for path in cut.labels for i in range(len(path))})
-        where.append({node: len(asked) + i for i, node in enumerate(nodes)})
-        asked.extend(base.extend(node) if node else base for node in nodes)
-    ids = sorted({token for cut in found for path in cut.labels for token in path})
-    column = {token: i for i, token in enumerate(ids)}
-    table = np.asarray(engine.next_token(asked, ids), np.float64)
-    logp = np.array(
-        [
-            [sum(table[at[path[:i]], column[path[i]]] for i in range(len(path))) for path in cut.labels]
-            for cut, at in zip(found, where)
-        ]
-    )
-    length = np.array([[len(path) for path in cut.labels] for cut in found])
-    return logp.reshape(-1, len(labels)), length.reshape(-1, len(labels))
+
+def label_logprobs(
+    engine: Any, prompts: Sequence[Rendered], tokenizer: Any, labels: Sequence[str], end: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability (n, labels) of each label behind each prompt, and its length in tokens (n, labels); see `tries`."""
+    found = tries(prompts, tokenizer, labels, end)
+    return found.logprobs(engine), found.length
 
 
 def _prefixed(paths: Sequence[tuple[int, ...]]) -> bool:

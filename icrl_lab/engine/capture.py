@@ -127,7 +127,9 @@ class Keeper:
         state.asked, state.outputs, state.stream = tensors["rows"], tensors["outputs"], tensors["hidden"]
         state.layers, state.depths, state.norms = frozenset(self.layers), frozenset(self.depths), self.norms
         if self.columns is not None:
-            state.columns = torch.tensor([c for c in self.columns if c < state.prefix], dtype=torch.int64, device=device)
+            state.columns = torch.tensor(
+                [c for c in self.columns if c < state.prefix], dtype=torch.int64, device=device
+            )
         return marked
 
     def keep(self, state: Pass, marked: _Marked) -> None:
@@ -180,5 +182,14 @@ class Keeper:
             outputs = np.stack([self.kept_outputs[number, p] for p in self.outputs[number]], 2)
         columns = tuple(range(length)) if capture.columns is None else capture.columns
         return Trace(
-            attention, self.layers, capture.rows, columns, norms, hidden, self.depths, capture.hidden, outputs, capture.outputs
+            attention,
+            self.layers,
+            capture.rows,
+            columns,
+            norms,
+            hidden,
+            self.depths,
+            capture.hidden,
+            outputs,
+            capture.outputs,
         )

@@ -104,7 +104,9 @@ class Edits:
             for edit in prompt.edits:
                 last = max(*edit.positions, 0) if isinstance(edit, Patch) else max(edit.rows)
                 if last >= len(prompt):
-                    raise DataError(f"prompt {number} has {len(prompt)} tokens, and {_show(edit)} is at position {last}")
+                    raise DataError(
+                        f"prompt {number} has {len(prompt)} tokens, and {_show(edit)} is at position {last}"
+                    )
                 if id(edit) in seen:
                     continue
                 seen.add(id(edit))

@@ -30,7 +30,9 @@ def embeddings(llm: LLM, prompt: Rendered) -> torch.Tensor:
     with torch.no_grad():
         out = llm.model.get_input_embeddings()(ids).clone()
         if len(prompt.vectors):
-            out[torch.from_numpy(np.flatnonzero(prompt.ids == SLOT)).to(out.device)] = torch.tensor(prompt.vectors).to(out)
+            out[torch.from_numpy(np.flatnonzero(prompt.ids == SLOT)).to(out.device)] = torch.tensor(prompt.vectors).to(
+                out
+            )
     return out
 
 
@@ -94,5 +96,9 @@ def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[i
         return x.reshape(layers, n, config.num_attention_heads, -1).transpose(0, 2, 1, 3)
 
     return Gradient(
-        float(value.detach()), rows(streams, True), rows(streams, False), split(rows(heads, True)), split(rows(heads, False))
+        float(value.detach()),
+        rows(streams, True),
+        rows(streams, False),
+        split(rows(heads, True)),
+        split(rows(heads, False)),
     )

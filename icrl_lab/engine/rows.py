@@ -90,7 +90,9 @@ def cut(state: Pass, layer: int, query, key, value, out, lse, scale, window, cap
     before, own = _scores(state, layer, query, key, flat, None, scale, window, cap)
     norm = own.logsumexp(-1) if before is None else torch.logaddexp(own.logsumexp(-1), before.logsumexp(-1))
     row = state.layout.unpad.index_select(0, flat) // state.layout.length
-    v = state.layout.fold(value).index_select(0, row).float().repeat_interleave(group, 1)  # (rows, heads, length, width)
+    v = (
+        state.layout.fold(value).index_select(0, row).float().repeat_interleave(group, 1)
+    )  # (rows, heads, length, width)
     new = torch.einsum("hrc,rhcw->hrw", (own - norm[..., None]).exp(), v)
     if before is not None:
         v = state.path.read(layer, state.prefix)[1][0].float()

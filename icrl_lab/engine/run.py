@@ -147,7 +147,9 @@ class Engine:
         wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
         with torch.inference_mode():
             found = [
-                self._read(parts.unembed(self.model, torch.tensor(rows).to(self.device, self.model.dtype)), wanted).cpu()
+                self._read(
+                    parts.unembed(self.model, torch.tensor(rows).to(self.device, self.model.dtype)), wanted
+                ).cpu()
                 for rows in np.array_split(flat, max(1, len(flat) // 256))
             ]
         return torch.cat(found).numpy().reshape(*np.shape(states)[:-1], -1)

@@ -7,9 +7,10 @@ mean of the shots would have given.
 The estimand is the expected metric over new seeds (that is shots, map draws and orders) and new items of the task; see
 `intervals` for how it is estimated and why so.
 
-Reading order: metrics, intervals, verdicts, table, simulate.
+Reading order: metrics, intervals, verdicts, effects, table, simulate.
 """
 
+from icrl_lab.stats.effects import Effects, adjusted, correlations, effects, sign_flip
 from icrl_lab.stats.intervals import Interval, interval, paired
 from icrl_lab.stats.metrics import METRICS, copy_rate, efficiency, spread_ratio
 from icrl_lab.stats.simulate import power_table
@@ -22,14 +23,19 @@ __all__ = [
     "NOTHING",
     "UNTESTED",
     "USES",
+    "Effects",
     "Interval",
+    "adjusted",
     "copy_rate",
+    "correlations",
+    "effects",
     "efficiency",
     "holm",
     "interval",
     "paired",
     "paper_mode",
     "power_table",
+    "sign_flip",
     "spread_ratio",
     "summarise",
     "verdict",

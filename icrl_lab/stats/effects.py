@@ -1,0 +1,69 @@
+"""Effects that a probe measures: one number for each seed and query, for many heads, layers or positions at once.
+
+An effect is a mean over seeds and queries, so it gets the same crossed interval as a study's metrics (`intervals`: new
+seeds and new items), computed for all cells of a table together. A probe asks many questions at once; `adjusted` says
+what is left of their p-values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from icrl_lab.errors import DataError
+from icrl_lab.stats.intervals import components, half_width, p_value
+from icrl_lab.stats.metrics import Array
+
+METHOD = "crossed analysis of variance over seeds and queries, t distribution; one seed: over queries alone"
+
+
+class Effects(NamedTuple):
+    """Means (...) over seeds and queries with 95 % intervals and two-sided p-values of "the mean is zero"."""
+
+    estimate: Array
+    low: Array
+    high: Array
+    p: Array
+
+
+def effects(table: Array, level: float = 0.95) -> Effects:
+    """The mean of a table (..., seeds, queries), with its interval over new seeds and new queries. At least 3 queries."""
+    table = np.asarray(table, float)
+    if table.shape[-1] < 3:
+        raise DataError(
+            f"an interval over queries needs at least 3 of them, not {table.shape[-1]}; ask for more queries"
+        )
+    parts = components(table)
+    mean = table.mean((-1, -2))
+    half = half_width(parts, level)
+    return Effects(mean, mean - half, mean + half, p_value(mean, parts))
+
+
+def correlations(table: Array, level: float = 0.95) -> Effects:
+    """The mean of correlations (..., seeds, queries), averaged as Fisher's z, with its interval; z is kept below 1 - 1e-6."""
+    z = effects(np.arctanh(np.clip(np.asarray(table, float), -1 + 1e-6, 1 - 1e-6)), level)
+    return Effects(np.tanh(z.estimate), np.tanh(z.low), np.tanh(z.high), z.p)
+
+
+def adjusted(p: Array, method: str = "holm") -> Array:
+    """p-values corrected over all of an array's entries: "holm" (family-wise error) or "fdr" (Benjamini-Hochberg)."""
+    from scipy.stats import false_discovery_control
+
+    from icrl_lab.stats.verdicts import holm
+
+    p = np.asarray(p, float)
+    flat = p.ravel()
+    return (holm(flat) if method == "holm" else false_discovery_control(flat)).reshape(p.shape)
+
+
+def sign_flip(table: Array, draws: int = 2000, seed: int = 0) -> Array:
+    """Two-sided permutation p-values (...) of "differences (..., queries) are symmetric around zero", by flipping signs."""
+    from scipy.stats import permutation_test
+
+    table = np.asarray(table, float)
+    found = permutation_test(
+        (table,), np.mean, permutation_type="samples", vectorized=True, axis=-1, n_resamples=draws,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return np.asarray(found.pvalue)
