@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ def render(record: Record) -> str:
         _baselines(record, about),
         _figures(record, about, figures),
         _examples(record, about),
+        _probes(record, figures),
         _paper(record, about),
         _failures(record),
         _dropped(record),
@@ -292,6 +293,32 @@ def _card(name: str, smiles: str, row: Mapping[str, Any], units: str) -> str:
     label = f"<b>{text(name)}</b><br>" + (f"{text(smiles)}<br>" if smiles != name else "")
     numbers = f"measured {_number(row['target'])}, predicted {_number(row['prediction'])} {text(units)}"
     return f'<div class="card">{shown}<div>{label}{numbers}<br>mean error {_number(row["error"])}</div></div>'
+
+
+def _probes(record: Record, figures: dict[str, go.Figure]) -> str:
+    """What was probed: for each reading what it says, its figures, and what it cannot show."""
+    from importlib import import_module
+
+    from icrl_lab.probes.running import saved
+
+    out = []
+    for question, reading in saved(record.path).items():
+        drawn = import_module(f"icrl_lab.plots.{question}").figures(reading)
+        named = {f"{question}-{number}": figure for number, figure in enumerate(drawn.values())}
+        figures |= named
+        first, *rest = named
+        about = f"{reading.about.get('arm', '')}; {reading.about.get('n', '')}"
+        more = f"<details><summary>more figures</summary>{''.join(map(page.figure, rest))}</details>" if rest else ""
+        out.append(
+            f'<h3>{text(question.capitalize())}</h3>\n<p class="soft">{text(about)}</p>\n{_list(reading.about.get("says", ()))}'
+            f"{page.figure(first)}{more}\n<details><summary>what this cannot show, and how it was measured</summary>"
+            f"{_list([*reading.about.get('limits', ()), *filter(None, [reading.about.get('interval', '')])])}</details>"
+        )
+    return "<h2>Inside the model</h2>\n" + "\n".join(out) if out else ""
+
+
+def _list(sentences: Iterable[Any]) -> str:
+    return "<ul>" + "".join(f"<li>{text(s)}</li>" for s in sentences) + "</ul>"
 
 
 def _paper(record: Record, about: Mapping[str, Any]) -> str:

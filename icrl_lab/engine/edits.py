@@ -110,6 +110,8 @@ class Edits:
                 if id(edit) in seen:
                     continue
                 seen.add(id(edit))
+                layers: tuple[int, ...]
+                some: tuple[int, ...]
                 if isinstance(edit, Patch):
                     top = self.blocks + (edit.head is None)
                     layers, some, width = (edit.layer,), () if edit.head is None else (edit.head,), llm.width

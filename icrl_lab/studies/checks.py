@@ -62,6 +62,7 @@ _OWNERS = {
     "layout": ("prompts", "LAYOUTS"),
     "markers": ("prompts", "MARKERS"),
     "label format": ("answers", "FORMATS"),
+    "probe": ("probes", "QUESTIONS"),
 }
 
 
@@ -201,6 +202,13 @@ def _options(value: Any) -> dict[str, Any]:
     return {str(k): option(v) for k, v in value.items()}
 
 
+def _tables(value: Any) -> dict[str, dict[str, Any]]:
+    """A table of options for each probe."""
+    if not isinstance(value, Mapping):
+        raise Bad(f"must be a table of tables, not {show(value)}")
+    return {_name("probe")(name): _options(options) for name, options in value.items()}
+
+
 DRAWS = whole(1, 10_000)
 SCALE = _number(0, 1e6, "a number above 0")
 
@@ -240,6 +248,13 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "queries_per_prompt": whole(1, 1000),
         "repeat": whole(1, 16),
         "split_seed": whole(0, 2**31 - 1),
+    },
+    "probes": {
+        "questions": _many(_name("probe")),
+        "arm": text,
+        "seeds": _seeds,
+        "queries": whole(3, 10**9),
+        "options": _tables,
     },
 }
 

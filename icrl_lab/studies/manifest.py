@@ -29,8 +29,11 @@ def manifest(study: Study, start: float) -> dict[str, Any]:
     truth = task.targets if task.targets is not None else task.labels or ()
     shown = [task.name, task.property, task.units, task.modality, *task.options]  # what prompts say besides
     split = [",".join(map(str, rows.tolist())) for rows in (task.pool, study.material.queries)]
+    asked = study.spec.to_dict() if study.spec is not None else {"study": StudySpec.plan_dict(study.plan)}
+    probes = asked.pop("probes", {})  # more may be asked of a study that has run: they are not what it is
     return {
-        "study": study.spec.to_dict() if study.spec is not None else {"study": StudySpec.plan_dict(study.plan)},
+        "study": asked,
+        **({"probes": probes} if probes else {}),
         "inputs": {
             "task": _hash([*shown, *task.ids, *map(str, truth), *(task.text or ())]),
             "split": _hash(split),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from icrl_lab.values import SlotMap
+    from icrl_lab.studies.run import Study
+    from icrl_lab.values import Reading, SlotMap
 
 NOT_OF_BASELINES = ("p", "p_holm", "verdict", "efficiency", "copy_rate", "note", "failures", "failure_rate")
 
@@ -28,6 +29,7 @@ class StudyResult:
     manifest     what was run, of what, on what
     items        one row an item: id, text, target or label, role
     maps         fitted slot maps by name (of a run that was opened: read from its folder when asked)
+    study        what was run, with its model; None for a run that was opened: its probes are those that were saved
     """
 
     predictions: pd.DataFrame
@@ -36,6 +38,7 @@ class StudyResult:
     items: pd.DataFrame
     maps: Mapping[str, SlotMap] = field(default_factory=dict)
     path: Path | None = None
+    study: Study | None = field(default=None, repr=False)
     _summary: pd.DataFrame | None = None
     _baselines: pd.DataFrame | None = None
 
@@ -85,6 +88,59 @@ class StudyResult:
         about = self.manifest["task"]
         return study.parity(rows, about["units"], about["property"], title=f"{arm}, {control}")
 
+    # doors to the probes; see icrl_lab.probes
+
+    def probe(self, question: str, **options: Any) -> Reading:
+        """The reading of a question (see `icrl_lab.probes.QUESTIONS`): computed now, or the one saved with an opened run.
+
+        A run that was opened has no model: a question that it was not asked is a DataError, and so are options.
+        """
+        from icrl_lab.probes import probe
+        from icrl_lab.probes.running import saved
+
+        if self.study is not None:
+            return probe(question, self.study, **options)
+        found = saved(self.path) if self.path is not None else {}
+        if question not in found or options:
+            has = ", ".join(found) or "none"
+            raise DataError(
+                f"this run was opened without a model and cannot be asked for {question!r}{' with options' if options else ''}: "
+                f"saved readings: {has}; add [probes] to the study file and run it with --resume"
+            )
+        return found[question]
+
+    def attention(self, **options: Any) -> Reading:
+        """How much the answer and the query attend to each shot's vector, text and label."""
+        return self.probe("attention", **options)
+
+    def geometry(self, **options: Any) -> Reading:
+        """What becomes of the encoder's geometry on the way to the last layer."""
+        return self.probe("geometry", **options)
+
+    def lens(self, **options: Any) -> Reading:
+        """What a state would say if the model ended there; linear probes for the label."""
+        return self.probe("lens", **options)
+
+    def patching(self, **options: Any) -> Reading:
+        """Which states carry the answer: restored one by one in a corrupted run."""
+        return self.probe("patching", **options)
+
+    def attribution(self, **options: Any) -> Reading:
+        """Which shots an answer rests on, by captum, checked against leaving them out."""
+        return self.probe("attribution", **options)
+
+    def order(self, **options: Any) -> Reading:
+        """Whether it matters where a shot stands."""
+        return self.probe("order", **options)
+
+    def similarity(self, **options: Any) -> Reading:
+        """Whether it matters which shots, beside noise and same-shot predictors."""
+        return self.probe("similarity", **options)
+
+    def pause(self, **options: Any) -> Reading:
+        """Whether the vector is read, or only a place to pause."""
+        return self.probe("pause", **options)
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write a run folder with its report, as `icrl-lab run` does; the folder must be new or empty."""
         from icrl_lab import report
@@ -112,8 +168,9 @@ def open_run(path: str | os.PathLike) -> StudyResult:
     record = RunFolder.read(path)
     maps = _Lazy(record)
     return StudyResult(
-        record.predictions, None, record.manifest, record.items, maps, record.path, record.summary, record.baselines
-    )
+        record.predictions, None, record.manifest, record.items, maps, record.path,
+        _summary=record.summary, _baselines=record.baselines,
+    )  # fmt: skip
 
 
 class _Lazy(Mapping):

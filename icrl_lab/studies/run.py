@@ -66,7 +66,7 @@ class Study:
         resume    go on with the run that `out` holds
         progress  a bar with the time left; None shows it in a terminal
         """
-        from icrl_lab.studies.folder import RunFolder
+        from icrl_lab.studies.folder import RunFolder, disk_trouble
 
         start = time.time()
         if out is None:
@@ -86,6 +86,11 @@ class Study:
             if not todo:  # only written again: what the run took is what it took
                 spent |= {key: folder.manifest[key] for key in spent if key in folder.manifest}
             folder.finish(spent, result.summary(), result.baselines(), result.maps, result.items)
+            if self.spec is not None and self.spec.probes.questions:
+                from icrl_lab.probes.running import run_all
+
+                with disk_trouble(folder.path):
+                    run_all(self, self.spec.probes, folder.path, progress)
         return result
 
     def _rehearse(self, todo: list[Cell]) -> None:
@@ -217,7 +222,7 @@ class Study:
         predictions = self._in_order(pd.concat(frames, ignore_index=True))
         about = {**manifest(self, start), **ended(self, start)}
         simple = baseline_predictions(self, progress)
-        return StudyResult(predictions, simple, about, items_table(self), self.material.fitted())
+        return StudyResult(predictions, simple, about, items_table(self), self.material.fitted(), study=self)
 
     def _in_order(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows in the order of the plan, however they were computed: by arm, then control, then condition and seed."""

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -144,6 +145,26 @@ class PlanSpec:
     split_seed: int = 0
 
 
+@dataclass(frozen=True)
+class ProbeSpec:
+    """[probes]: which questions are asked of the model when the study has run.
+
+    arm, seeds, queries  of every probe; None: the first arm with slots, and the probe's own defaults
+    options              further options of single probes, by question
+    """
+
+    questions: tuple[str, ...] = ()
+    arm: str | None = None
+    seeds: tuple[int, ...] | None = None
+    queries: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+    def asked(self, question: str) -> dict[str, Any]:
+        """The options of one probe."""
+        common = {"arm": self.arm, "seeds": self.seeds, "queries": self.queries}
+        return {k: v for k, v in common.items() if v is not None} | dict(self.options.get(question, {}))
+
+
 ARMS = ("text", "pca-text", "zero-pad", "random-projection", "moments-text", "moments-pca", "moments-vocab", "ridge")
 
 
@@ -155,6 +176,7 @@ class StudySpec:
     encoder: EncoderSpec
     llm: LLMSpec
     study: PlanSpec
+    probes: ProbeSpec = ProbeSpec()
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> StudySpec:
@@ -191,18 +213,19 @@ class StudySpec:
         _task_makes_sense(found["task"], "task" in document)
         _encoder_makes_sense(found["encoder"])
         task, encoder, llm = TaskSpec(**found["task"]), EncoderSpec(**found["encoder"]), LLMSpec(**found["llm"])
-        return cls(task, encoder, llm, _plan(found["study"]))
+        plan, probes = _plan(found["study"]), ProbeSpec(**found["probes"])
+        _probes_make_sense(probes, plan)
+        return cls(task, encoder, llm, plan, probes)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain values; `from_dict` of it is equal to this."""
-        parts = {name: asdict(getattr(self, name)) for name in ("task", "encoder", "llm")}
-        return {
-            **{
-                n: {k: list(v) if isinstance(v, tuple) else v for k, v in p.items() if v not in (None, "", {}, ())}
-                for n, p in parts.items()
-            },
-            "study": self.plan_dict(self.study),
+        parts = {name: asdict(getattr(self, name)) for name in ("task", "encoder", "llm", "probes")}
+        plain = {
+            n: {k: list(v) if isinstance(v, tuple) else v for k, v in p.items() if v not in (None, "", {}, ())}
+            for n, p in parts.items()
         }
+        probes = plain.pop("probes")
+        return {**plain, "study": self.plan_dict(self.study), **({"probes": probes} if probes else {})}
 
     @staticmethod
     def plan_dict(plan: PlanSpec) -> dict[str, Any]:
@@ -282,6 +305,23 @@ def _encoder_makes_sense(encoder: dict[str, Any]) -> None:
             ENCODERS[name].settle(encoder.get("options", {}))
     except StudyError as error:
         raise Wrong(("encoder", "options"), f"in [encoder], options do not fit: {error}") from None
+
+
+def _probes_make_sense(probes: ProbeSpec, plan: PlanSpec) -> None:
+    labels = [arm.label for arm in plan.arms]
+    if probes.arm is not None and probes.arm not in labels:
+        raise Wrong(
+            ("probes", "arm"), f"[probes] arm {probes.arm!r} is not in the study; {nearest(probes.arm, labels)}"
+        )
+    for question, options in probes.options.items():
+        if question not in probes.questions:
+            raise Wrong(("probes", "options", question), f"[probes] has options of {question!r}, which it does not ask")
+        module = import_module(f"icrl_lab.probes.{question}")
+        known = set(inspect.signature(getattr(module, question)).parameters) - {"study"}
+        for key in options:
+            if key not in known:
+                where = ("probes", "options", question, key)
+                raise Wrong(where, f"the probe {question!r} has no option {key!r}; {nearest(key, sorted(known))}")
 
 
 def _arms(arms: Iterable[Any], draws: int, slot_scale: float) -> tuple[Arm, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,8 +44,8 @@ class Reading:
                 raise ValueError(f"{self.question}: {name!r} holds objects; an array holds numbers, strings or truths")
         data = self.data.assign({n: v.astype(str) for n, v in words.items() if n not in self.data.coords})
         data = data.assign_coords({n: v.astype(str) for n, v in words.items() if n in self.data.coords})
-        for array in data.data_vars.values():
-            array.values.flags.writeable = False
+        for held in data.data_vars.values():
+            held.values.flags.writeable = False
         object.__setattr__(self, "data", data)
 
     def __reduce__(self):  # a mapping proxy does not pickle
@@ -78,11 +79,10 @@ class Reading:
 
     def save(self, path: str | Path) -> None:
         """Write one netCDF file that holds arrays, axes and `about`."""
-        head = json.dumps(
-            {"question": self.question, "names": list(self.names), "about": dict(self.about)}, default=_plain
-        )
+        body = {"question": self.question, "names": list(self.names), "about": dict(self.about)}
+        head = json.dumps(body, default=_plain)
         data = self.data.copy()
-        data.attrs = {"icrl_lab_reading": head}
+        data.attrs = {"icrl_lab_reading": head, "icrl_lab_seal": _seal(head, data)}
         with atomic(path) as part:
             part.write_bytes(bytes(data.to_netcdf(engine="scipy")))
 
@@ -94,8 +94,12 @@ class Reading:
         try:
             with xr.open_dataset(path, engine="scipy") as file:
                 data = file.load()
-            head = json.loads(data.attrs.pop("icrl_lab_reading"))
-            return cls(str(head["question"]), data[head["names"]], head["about"])
+            written, seal = data.attrs.pop("icrl_lab_reading"), data.attrs.pop("icrl_lab_seal")
+            head = json.loads(written)
+            found = cls(str(head["question"]), data[head["names"]], head["about"])
+            if seal != _seal(written, found.data):
+                raise ValueError("it does not match its own checksum")
+            return found
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
         except _BROKEN as error:
@@ -104,6 +108,22 @@ class Reading:
     def __repr__(self) -> str:
         arrays = ", ".join(f"{n}{self.data[n].shape}" for n in self.names)
         return f"Reading({self.question!r}, {arrays})"
+
+
+def _seal(head: str, data: xr.Dataset) -> str:
+    """A digest of everything that a reading holds, whatever types a file keeps it in."""
+    digest = hashlib.sha256(head.encode())
+    for name in sorted(map(str, data.variables)):
+        array = data.variables[name]
+        values = array.values
+        plain = (
+            "\x1f".join(values.astype(str).ravel()).encode()
+            if values.dtype.kind in "UO"
+            else values.astype("<f8").tobytes()
+        )
+        attrs = json.dumps({str(k): str(v) for k, v in array.attrs.items()}, sort_keys=True)
+        digest.update(f"{name} {array.dims} {values.shape} {attrs} ".encode() + plain)
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,52 @@
+"""The probes of a study file: each reading is kept the moment it is finished, and none is computed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from icrl_lab.errors import DataError
+from icrl_lab.probes import probe
+from icrl_lab.values import Reading
+
+if TYPE_CHECKING:
+    from icrl_lab.studies.run import Study
+    from icrl_lab.studies.spec import ProbeSpec
+
+FOLDER = "readings"
+
+
+def run_all(study: Study, asked: ProbeSpec, folder: Path, progress: bool | None = None) -> dict[str, Reading]:
+    """The readings that a study file asks for, saved under `folder`/readings; one that is there already is not made again."""
+    from tqdm import tqdm
+
+    found = {}
+    bar = tqdm(asked.questions, unit="probe", desc="probes", disable=None if progress is None else not progress)
+    for question in bar:
+        bar.set_postfix_str(question, refresh=True)
+        path = folder / FOLDER / f"{question}.nc"
+        options = asked.asked(question)
+        told = {"study": study.plan.__repr__(), **{k: _json(v) for k, v in options.items()}}
+        kept = _kept(path)
+        if kept is None or dict(kept.about.get("asked", {})) != told:
+            made = probe(question, study, **options)
+            kept = Reading(made.question, made.data, {**made.about, "asked": told})
+            kept.save(path)
+        found[question] = kept
+    return found
+
+
+def saved(folder: Path) -> dict[str, Reading]:
+    """The readings of a run folder, by question. A damaged one is a DataError."""
+    return {path.stem: Reading.load(path) for path in sorted((folder / FOLDER).glob("*.nc"))}
+
+
+def _kept(path: Path) -> Reading | None:
+    try:
+        return Reading.load(path)
+    except DataError:
+        return None
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
