@@ -97,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
         help="also measure llama-cpp or vllm, installed for PYTHON",
     )
 
+    lab = add("lab", _lab, "open JupyterLab on a working copy of the tutorials", "icrl-lab lab --dir my-notebooks")
+    lab.add_argument(
+        "--dir", metavar="DIR", default="icrl-lab-notebooks", help="the working copy (default: %(default)s)"
+    )
+    dash = add("dash", _dash, "open the dashboards of a run as an app on this machine", "icrl-lab dash runs/esol")
+    dash.add_argument(
+        "dir", metavar="DIR", nargs="?", default="runs", help="a run folder, or a folder of runs (default: %(default)s)"
+    )
+    dash.add_argument("--live", action="store_true", help="also load the run's model, to try other orders and shots")
+    for server, port in ((lab, 8888), (dash, 8866)):
+        server.add_argument("--port", type=int, default=port, help="default: %(default)s")
+        server.add_argument("--no-browser", action="store_true", help="only print the address")
+
     doctor = add("doctor", _doctor, "check what can be run here", "icrl-lab doctor --json")
     doctor.add_argument("--json", action="store_true", help="the same as JSON")
     doctor.add_argument(
@@ -169,6 +182,18 @@ def _report(args: argparse.Namespace) -> int:
 
     print(report.write(args.dir))
     return 0
+
+
+def _lab(args: argparse.Namespace) -> int:
+    from icrl_lab.widgets import serve
+
+    return serve.open_lab(args.dir, browser=not args.no_browser, port=args.port)
+
+
+def _dash(args: argparse.Namespace) -> int:
+    from icrl_lab.widgets import serve
+
+    return serve.open_dash(args.dir, live=args.live, browser=not args.no_browser, port=args.port)
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "icrl_lab"
 ROOMS = [
     *("errors", "files", "values", "fetch", "tasks", "encoders", "maps", "shots", "prompts", "controls", "answers", "models", "engine"),
-    *("baselines", "stats", "studies", "probes", "plots", "report", "tables", "bench", "doctor", "cli"),
+    *("baselines", "stats", "studies", "probes", "plots", "widgets", "report", "tables", "bench", "doctor", "cli"),
 ]  # fmt: skip
 
 

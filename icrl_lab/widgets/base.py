@@ -1,0 +1,112 @@
+"""What every view has: a title, a place for messages, figures that are redrawn in place, a plain picture where nothing runs."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as w
+
+from icrl_lab.errors import IcrlError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from icrl_lab.widgets.selection import Selection
+
+
+def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback of a view: an error is shown in the view and does not break the page."""
+
+    @functools.wraps(callback)
+    def safe(self: View, *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = callback(self, *args, **kwargs)
+        except Exception as error:  # whatever it is, the person who clicked must see it
+            self.complain(error)
+            return None
+        self.say("")
+        return result
+
+    return safe
+
+
+class View(w.VBox):
+    """A view of one selection. A subclass fills `self.body` and overrides `figures` and, to follow the selection, `refresh`.
+
+    follows  names of the selection's traits after which the view is redrawn
+    """
+
+    title = ""
+    follows: tuple[str, ...] = ()
+
+    def __init__(self, selection: Selection, **layout: Any) -> None:
+        self.selection = selection
+        self.heading = w.HTML(f'<h3 class="icrl-title">{html.escape(self.title)}</h3>')
+        self.message = w.HTML("")
+        self.message.add_class("icrl-message")
+        self.body = w.VBox()
+        super().__init__([self.heading, self.message, self.body], **layout)
+        self.add_class("icrl-view")
+        if self.follows:
+            selection.observe(self._moved, list(self.follows))
+
+    def figures(self) -> Sequence[go.Figure]:
+        """The view as plain figures, for the selection as it is."""
+        return ()
+
+    def refresh(self) -> None:
+        """Redraw for the selection as it is."""
+
+    @guarded
+    def _moved(self, change: Any) -> None:
+        self.refresh()
+
+    def say(self, sentence: str, error: bool = False) -> None:
+        """A message above the view; "" takes it away. It is read aloud by a screen reader."""
+        role = "alert" if error else "status"
+        self.message.value = f'<div role="{role}" aria-live="polite">{html.escape(sentence)}</div>' if sentence else ""
+
+    def complain(self, error: BaseException) -> None:
+        """Show an error in one sentence."""
+        known = isinstance(error, IcrlError) or type(error).__name__ == "TraitError"
+        self.say(str(error) if known else f"{type(error).__name__}: {error}", error=True)
+
+    def close(self) -> None:
+        """Leave the selection and the page."""
+        if self.follows:
+            self.selection.unobserve(self._moved, list(self.follows))
+        super().close()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        if data is not None:
+            data["text/html"] = self.static()
+        return bundle
+
+    def static(self) -> str:
+        """The view as HTML in which nothing runs: its title and plain pictures of its figures."""
+        from icrl_lab.plots.svg import svg
+
+        pictures = "".join(svg(figure) for figure in self.figures())
+        return f"<div><h3>{html.escape(self.title)}</h3>{pictures}</div>"
+
+
+def redraw(shown: Any, figure: go.Figure) -> bool:
+    """Make a FigureWidget show another figure. In place where the traces are of the same kinds, so that click handlers stay;
+    else the traces are replaced. Returns whether they were replaced."""
+    new = figure.to_plotly_json()
+    kinds = [trace.get("type", "scatter") for trace in new["data"]]
+    with shown.batch_update():
+        if [trace.type for trace in shown.data] == kinds:
+            for trace, values in zip(shown.data, new["data"]):
+                trace.update(values, overwrite=False)
+            shown.layout.update(new["layout"], overwrite=True)
+            return False
+        shown.data = ()
+        shown.layout.update(new["layout"], overwrite=True)
+    shown.add_traces(list(figure.data))
+    return True

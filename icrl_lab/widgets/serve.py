@@ -1,0 +1,128 @@
+"""Notebooks and dashboards as local servers: JupyterLab on a working copy, and a Voila app behind a token.
+
+Both listen on loopback alone. Nothing of the package is ever written: what a user runs or edits is a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from icrl_lab.errors import DataError, MissingExtra, StudyError
+
+HOST = "127.0.0.1"
+_HERE = Path(__file__).parent
+
+
+def notebooks() -> Path:
+    """The folder of the tutorials: in the installed package, else beside it in a checkout."""
+    package = _HERE.parent
+    for folder in (package / "notebooks", package.parent / "notebooks"):
+        if any(folder.glob("*.ipynb")):
+            return folder
+    raise DataError("this installation has no notebooks; install the package again from its wheel or its checkout")
+
+
+def working_copy(folder: str | os.PathLike) -> list[Path]:
+    """Copy the tutorials into `folder`; what is there already is the user's, and stays. Returns what was copied."""
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise StudyError(f"{target} is a file, and notebooks need a folder; choose another --dir")
+    target.mkdir(parents=True, exist_ok=True)
+    made = []
+    for source in sorted(notebooks().glob("*.ipynb")):
+        if not (target / source.name).exists():
+            shutil.copyfile(source, target / source.name)
+            made.append(target / source.name)
+    return made
+
+
+def open_lab(folder: str | os.PathLike, *, browser: bool = True, port: int = 8888) -> int:
+    """JupyterLab on a working copy of the tutorials; returns when it is stopped."""
+    _need("jupyterlab", "jupyter")
+    working_copy(folder)
+    options = [f"--ServerApp.ip={HOST}", f"--port={port}", f"--ServerApp.root_dir={Path(folder).resolve()}"]
+    return _serve([sys.executable, "-m", "jupyterlab", *options, *([] if browser else ["--no-browser"])], {})
+
+
+def find_run(folder: str | os.PathLike) -> Path:
+    """A run folder: `folder` itself, or the latest finished run in it. DataError where there is none."""
+    folder = Path(folder)
+    if (folder / "manifest.json").is_file():
+        return folder
+    runs = sorted(folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    finished = [path for path in runs if '"finished": true' in path.read_text(encoding="utf-8", errors="replace")]
+    if not finished:
+        raise DataError(f"{folder} holds no finished run; make one with: icrl-lab demo --out {folder / 'demo'}")
+    return finished[-1].parent
+
+
+def dashboard_notebook(run: Path, live: bool) -> dict:
+    """The one-cell notebook that the app runs; `run` stands in it as JSON, never as code of its own."""
+    source = (
+        "import icrl_lab as lab\nfrom icrl_lab.widgets.dashboard import Dashboard\n"
+        f"Dashboard.open({json.dumps(str(run.resolve()))}, live={live})"
+    )
+    cell = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": "dashboard",
+        "metadata": {},
+        "outputs": [],
+        "source": source,
+    }
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+
+
+def open_dash(
+    folder: str | os.PathLike, *, live: bool = False, browser: bool = True, port: int = 8866, token: str | None = None
+) -> int:
+    """The dashboard of a run as an app; returns when it is stopped.
+
+    token  asked for by the page; None makes one, which stands in the address that is printed
+    """
+    from icrl_lab.studies import open_run
+
+    _need("voila", "jupyter")
+    run = find_run(folder)
+    open_run(run)  # a damaged folder is said here, not in a browser
+    token = token or secrets.token_urlsafe(16)
+    with tempfile.TemporaryDirectory(prefix="icrl-lab-dash-") as room:
+        page = Path(room) / "dashboard.ipynb"
+        page.write_text(json.dumps(dashboard_notebook(run, live)), encoding="utf-8")
+        address = f"http://{HOST}:{port}/?token={token}"
+        print(f"the dashboard of {run}: {address}", flush=True)
+        paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
+        return _serve(
+            [
+                *(sys.executable, "-m", "voila", str(page), f"--Voila.ip={HOST}", f"--port={port}", "--template=icrl"),
+                *("--preheat_kernel=True", "--pool_size=1", f"--token={token}", "--show_tracebacks=False"),
+                *([] if browser else ["--no-browser"]),
+            ],
+            {"JUPYTER_PATH": os.pathsep.join(paths)},
+        )
+
+
+def _serve(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a server until it ends or Ctrl-C stops it, which is how it is meant to end."""
+    with subprocess.Popen(command, env={**os.environ, **environment}) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            server.wait()
+            return 0
+
+
+def _need(module: str, extra: str) -> None:
+    if find_spec(module) is None:
+        raise MissingExtra(f'{module} is not installed: pip install "icrl-lab[{extra}]"')
