@@ -96,11 +96,10 @@ class StudyResult:
         A run that was opened has no model: a question that it was not asked is a DataError, and so are options.
         """
         from icrl_lab.probes import probe
-        from icrl_lab.probes.running import saved
 
         if self.study is not None:
             return probe(question, self.study, **options)
-        found = saved(self.path) if self.path is not None else {}
+        found = self.readings()
         if question not in found or options:
             has = ", ".join(found) or "none"
             raise DataError(
@@ -108,6 +107,18 @@ class StudyResult:
                 f"saved readings: {has}; add [probes] to the study file and run it with --resume"
             )
         return found[question]
+
+    def readings(self) -> dict[str, Reading]:
+        """The readings saved beside the run, by question; none where the run has no folder."""
+        from icrl_lab.probes.running import saved
+
+        return saved(self.path) if self.path is not None else {}
+
+    def widget(self) -> Any:
+        """The dashboard of this run."""
+        from icrl_lab.widgets.dashboard import Dashboard
+
+        return Dashboard(self)
 
     def attention(self, **options: Any) -> Reading:
         """How much the answer and the query attend to each shot's vector, text and label."""

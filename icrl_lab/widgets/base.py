@@ -12,8 +12,10 @@ import ipywidgets as w
 from icrl_lab.errors import IcrlError
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
+    from icrl_lab.studies import StudyResult
     from icrl_lab.widgets.selection import Selection
 
 
@@ -22,13 +24,12 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(callback)
     def safe(self: View, *args: Any, **kwargs: Any) -> Any:
+        self.say("")  # before, and not after: a callback that this one sets off may have something to say
         try:
-            result = callback(self, *args, **kwargs)
+            return callback(self, *args, **kwargs)
         except Exception as error:  # whatever it is, the person who clicked must see it
             self.complain(error)
             return None
-        self.say("")
-        return result
 
     return safe
 
@@ -93,6 +94,32 @@ class View(w.VBox):
 
         pictures = "".join(svg(figure) for figure in self.figures())
         return f"<div><h3>{html.escape(self.title)}</h3>{pictures}</div>"
+
+
+def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
+    """An item as a small card of HTML: its drawing, its text, what was measured and what was predicted in `rows`."""
+    from icrl_lab.plots.molecules import drawing
+
+    items = result.items
+    found = items[items["id"].astype(str) == item] if len(items) else items
+    text = str(found["text"].iloc[0]) if len(found) else ""
+    molecule = result.manifest["task"].get("modality") == "molecule"
+    picture = drawing(text) if molecule and text else None
+    shown = (
+        f'<img alt="{html.escape(text, quote=True)}" src="{picture}" style="background:#fff;border-radius:6px">'
+        if picture
+        else ""
+    )
+    mine = rows[rows["item"].astype(str) == item]
+    said = ""
+    if len(mine):
+        guess = mine["prediction"]
+        guess = f"{guess.astype(float).mean():.2f}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, guess))
+        said = (
+            f"measured {html.escape(str(mine['target'].iloc[0]))}, predicted {html.escape(guess)} {html.escape(units)}"
+        )
+    name = html.escape(item) + (f"<br>{html.escape(text)}" if text and text != item else "")
+    return f'<div class="icrl-card" style="max-width:280px;overflow-wrap:anywhere">{shown}<div><b>{name}</b><br>{said}</div></div>'
 
 
 def redraw(shown: Any, figure: go.Figure) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from icrl_lab.errors import DataError, MissingExtra, StudyError
 
 HOST = "127.0.0.1"
+LEFT_OUT = ("@jupyter-notebook/lab-extension",)  # front ends that no dashboard uses
 _HERE = Path(__file__).parent
 
 
@@ -65,13 +66,10 @@ def find_run(folder: str | os.PathLike) -> Path:
     return finished[-1].parent
 
 
-def dashboard_notebook(run: Path, live: bool) -> dict:
+def dashboard_notebook(run: Path) -> dict:
     """The one-cell notebook that the app runs; `run` stands in it as JSON, never as code of its own."""
-    source = (
-        "import icrl_lab as lab\nfrom icrl_lab.widgets.dashboard import Dashboard\n"
-        f"Dashboard.open({json.dumps(str(run.resolve()))}, live={live})"
-    )
-    cell = {
+    source = f"from icrl_lab.widgets.dashboard import Dashboard\nDashboard.of_run({json.dumps(str(run.resolve()))})"
+    cell: dict = {
         "cell_type": "code",
         "execution_count": None,
         "id": "dashboard",
@@ -83,9 +81,7 @@ def dashboard_notebook(run: Path, live: bool) -> dict:
     return {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
 
 
-def open_dash(
-    folder: str | os.PathLike, *, live: bool = False, browser: bool = True, port: int = 8866, token: str | None = None
-) -> int:
+def open_dash(folder: str | os.PathLike, *, browser: bool = True, port: int = 8866, token: str | None = None) -> int:
     """The dashboard of a run as an app; returns when it is stopped.
 
     token  asked for by the page; None makes one, which stands in the address that is printed
@@ -98,13 +94,14 @@ def open_dash(
     token = token or secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory(prefix="icrl-lab-dash-") as room:
         page = Path(room) / "dashboard.ipynb"
-        page.write_text(json.dumps(dashboard_notebook(run, live)), encoding="utf-8")
+        page.write_text(json.dumps(dashboard_notebook(run)), encoding="utf-8")
         address = f"http://{HOST}:{port}/?token={token}"
         print(f"the dashboard of {run}: {address}", flush=True)
         paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
         return _serve(
             [
                 *(sys.executable, "-m", "voila", str(page), f"--Voila.ip={HOST}", f"--port={port}", "--template=icrl"),
+                *(f"--VoilaConfiguration.extension_denylist={name}" for name in LEFT_OUT),
                 *("--preheat_kernel=True", "--pool_size=1", f"--token={token}", "--show_tracebacks=False"),
                 *([] if browser else ["--no-browser"]),
             ],

@@ -1,0 +1,145 @@
+"""What a study found: arms and controls with their intervals, predicted against measured, the items with the largest errors."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as w
+
+from icrl_lab.plots import study as plots
+from icrl_lab.plots import style
+from icrl_lab.widgets.base import View, card, guarded, redraw
+from icrl_lab.widgets.selection import Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from icrl_lab.studies import StudyResult
+
+WORST = 8
+
+
+class StudyView(View):
+    """The study of a run. Choosing an arm and a control moves every view of the page; a click on a point pins its item."""
+
+    title = "What the study found"
+    follows = ("arm", "control", "query", "items")
+
+    def __init__(self, result: StudyResult, selection: Selection | None = None, **layout: Any) -> None:
+        super().__init__(selection or Selection(result), **layout)
+        self.result = result
+        self.units, self.property = (str(result.manifest["task"].get(k, "")) for k in ("units", "property"))
+        self.summaries = dict(plots.conditions(result.summary()))
+        first = next(iter(self.summaries.values()))
+        shown = [m for m in plots.METRICS if m in first]
+        self.metric = w.Dropdown(options=[(plots.METRICS[m], m) for m in shown], description="metric")
+        self.condition = w.Dropdown(
+            options=[(words or "all", words) for words in self.summaries], description="condition"
+        )
+        self.arm = w.Dropdown(options=self.selection.arms, value=self.selection.arm, description="arm")
+        self.control = w.Dropdown(options=self.selection.controls, value=self.selection.control, description="control")
+        for box in (self.metric, self.condition):
+            box.observe(self._filtered, "value")
+        for name in ("arm", "control"):
+            getattr(self, name).observe(self._chosen, "value")
+        go = style.graph_objects()
+        self.arms_figure, self.parity_figure = go.FigureWidget(self._arms()), go.FigureWidget(self._parity())
+        self._listen()
+        self.errors = w.Select(options=(), rows=WORST, description="largest errors", layout={"width": "420px"})
+        self.errors.observe(self._picked, "value")
+        self.item = w.HTML()
+        many = len(self.summaries) > 1
+        self.body.children = [
+            w.HBox(
+                [self.metric, *([self.condition] if many else []), self.arm, self.control], layout={"flex_flow": "wrap"}
+            ),
+            self.arms_figure,
+            w.HBox([self.parity_figure, w.VBox([self.errors, self.item])], layout={"flex_flow": "wrap"}),
+        ]
+        self.refresh()
+
+    # ------------------------------------------------------------------------------------ what is shown
+
+    def figures(self) -> Sequence[go.Figure]:
+        return self._arms(), self._parity()
+
+    def _arms(self) -> go.Figure:
+        table = self.summaries[self.condition.value]
+        return plots.arms(table, self.result.baselines(), self.metric.value, self.units, self.condition.value)
+
+    def rows(self) -> pd.DataFrame:
+        """The predictions that are shown: those of the selection, of the first condition where there are several."""
+        frame = self.selection.to_dataframe()
+        for column in ("with_text", "labels", "shots", "selection", "order"):
+            if frame[column].nunique() > 1:
+                frame = frame[frame[column] == frame[column].iloc[0]]
+        return frame
+
+    def _parity(self) -> go.Figure:
+        rows = self.rows()
+        title = f"{self.selection.arm}, {self.selection.control}"
+        if ("accuracy" in self.metric.options and len(self.metric.options) == 1) or rows[
+            "target"
+        ].dtype.kind not in "fi":
+            return plots.confusion(rows, title)
+        figure = plots.parity(rows, self.units, self.property, title)
+        mine = rows[rows["item"] == self.selection.query]
+        if len(mine):
+            ring = {"size": 15, "color": style.VERMILLION, "symbol": "circle-open", "line": {"width": 2}}
+            point = mine[["target", "prediction"]].astype(float).mean()
+            figure.add_scatter(
+                x=[point["target"]], y=[point["prediction"]], mode="markers", marker=ring, hoverinfo="skip"
+            )
+        return figure
+
+    def refresh(self) -> None:
+        for box in (self.arm, self.control):
+            box.value = getattr(self.selection, box.description)
+        if redraw(self.parity_figure, self._parity()):
+            self._listen()
+        self._list_errors()
+        self.item.value = card(self.result, self.selection.query, self.rows(), self.units)
+
+    def _list_errors(self) -> None:
+        rows = self.rows()
+        if rows["target"].dtype.kind not in "fi":
+            wrong = rows[rows["target"].astype(str) != rows["prediction"].astype(str)]
+            counts = wrong.groupby("item", sort=False).size().sort_values(ascending=False, kind="stable")
+            options = [(f"{item}: wrong in {n} seeds", item) for item, n in counts.head(WORST).items()]
+        else:
+            error = (rows["prediction"].astype(float) - rows["target"]).abs().groupby(rows["item"], sort=False).mean()
+            worst = error.sort_values(ascending=False, kind="stable").head(WORST)
+            options = [(f"{item}: off by {value:.2f} {self.units}", item) for item, value in worst.items()]
+        self.errors.unobserve(self._picked, "value")  # a list that is made anew has not been clicked
+        self.errors.options = options
+        self.errors.value = self.selection.query if self.selection.query in dict(options).values() else None
+        self.errors.observe(self._picked, "value")
+
+    # ------------------------------------------------------------------------------------ what is clicked
+
+    def _listen(self) -> None:
+        """A click on a large point of the parity plot pins its item."""
+        for trace in self.parity_figure.data:
+            if trace.text is not None:
+                trace.on_click(self._clicked)
+
+    @guarded
+    def _filtered(self, change: Any) -> None:
+        redraw(self.arms_figure, self._arms())
+
+    @guarded
+    def _chosen(self, change: Any) -> None:
+        setattr(self.selection, change.owner.description, change.new)
+
+    @guarded
+    def _picked(self, change: Any) -> None:
+        if change.new:
+            self.selection.query = change.new
+
+    @guarded
+    def _clicked(self, trace: Any, points: Any, state: Any) -> None:
+        if points.point_inds:
+            self.selection.query = html.unescape(trace.text[points.point_inds[0]])
