@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=PYTHON",
         action="append",
         default=[],
-        help="also measure llama-cpp or vllm, installed for PYTHON",
+        help="also measure llama-cpp, vllm, transformer-lens or nnsight, installed for PYTHON",
     )
 
     lab = add("lab", _lab, "open JupyterLab on a working copy of the tutorials", "icrl-lab lab --dir my-notebooks")

@@ -6,6 +6,9 @@ and never is the query itself. Ties go to the lower position, so that a result d
 
 A selection or an order that asks for a query (`needs_query`) takes one position or an array of them, and gives one row
 of shots a query. Those that do not are the same for all queries, which is what lets the engine share the prompt's prefix.
+
+What is near is a likeness: a function from positions (m,) to the similarity (m, N) of every item to each. `cosine` of
+vectors and `tanimoto` of fingerprints are two; "nearest-tanimoto" is how a cell names the selection "nearest" by the second.
 """
 
 from __future__ import annotations
@@ -18,23 +21,25 @@ import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
 
+Likeness = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True, eq=False)
 class _Given:
-    """What a rule may look at: `y` (N,), `near` (N,) similarity of every item to the query, `unit` (N, d) directions."""
+    """What a rule may look at: `y` (N,), `near` (N,) similarity of every item to the query, `like` of any items."""
 
     rng: np.random.Generator
     y: np.ndarray | None = None
     near: np.ndarray | None = None
-    unit: np.ndarray | None = None
+    like: Likeness | None = None
 
-    def need(self, what: str, rule: str) -> np.ndarray:
+    def need(self, what: str, rule: str) -> Any:
         value = getattr(self, what)
         if value is None:
             words = {
                 "y": "y, the label of every item",
                 "near": "a query and vectors (or similarity)",
-                "unit": "vectors",
+                "like": "vectors, or a likeness as similarity",
             }
             raise StudyError(f"{rule!r} needs {words[what]}")
         return value
@@ -90,15 +95,15 @@ def _farthest(k: int, pool: np.ndarray, given: _Given) -> np.ndarray:
 
 
 def _diverse(k: int, pool: np.ndarray, given: _Given) -> np.ndarray:
-    """A random first item, then always the one whose nearest chosen item is farthest (cosine): greedy max-min.
+    """A random first item, then always the one whose nearest chosen item is farthest: greedy max-min.
 
     Within a factor of two of the best possible spread (Gonzalez 1985). O(k n d).
     """
-    unit = given.need("unit", "diverse")[pool]
+    like = given.need("like", "diverse")
     chosen = [int(given.rng.integers(len(pool)))]
     closest = np.full(len(pool), -np.inf)
     while len(chosen) < k:
-        closest = np.maximum(closest, (unit @ unit[chosen[-1]]).round(10))
+        closest = np.maximum(closest, like(pool[chosen[-1:]])[0, pool])
         closest[chosen[-1]] = np.inf
         chosen.append(int(np.argmin(closest)))
     return pool[chosen]
@@ -128,31 +133,70 @@ ORDERS: dict[str, Callable[[np.ndarray, _Given], np.ndarray]] = {
 
 def needs_query(how: str) -> bool:
     """Does this selection or order depend on the query (and so break the prefix that queries share)?"""
-    if how not in SELECTIONS and how not in ORDERS:
+    rule, _ = measured(how)
+    if rule not in SELECTIONS and rule not in ORDERS:
         raise StudyError(f"selection or order {how!r} is unknown; {nearest(how, [*SELECTIONS, *ORDERS])}")
-    return how in ("nearest", "farthest", "near-first", "near-last")
+    return rule in ("nearest", "farthest", "near-first", "near-last")
+
+
+MEASURES = ("cosine", "tanimoto")
+
+
+def measured(how: str) -> tuple[str, str]:
+    """A selection or order and the measure it goes by: "nearest-tanimoto" is ("nearest", "tanimoto"); else the cosine."""
+    rule, dash, measure = how.rpartition("-")
+    return (rule, measure) if dash and measure in MEASURES else (how, "cosine")
+
+
+def cosine(vectors: np.ndarray) -> Likeness:
+    """The cosine of vectors (N, d) or (N, slots, d), 0 for a vector of zeros; rounded, so that equal vectors tie in any batch."""
+    unit = _unit(vectors)
+    return lambda positions: (unit[np.atleast_1d(positions)] @ unit.T).round(10)
+
+
+def tanimoto(bits: np.ndarray) -> Likeness:
+    """Tanimoto's similarity of fingerprints (N, bits) of 0 and 1: bits in common over bits in either; 1 where neither has any."""
+    bits = np.asarray(bits, np.float32)  # counts of bits are whole numbers, exact in float32
+    if bits.ndim != 2 or not ((bits == 0) | (bits == 1)).all():
+        raise DataError(
+            f"Tanimoto's similarity compares fingerprints of 0 and 1, a row an item, not shape {bits.shape}"
+        )
+    count = bits.sum(1)
+
+    def like(positions: np.ndarray) -> np.ndarray:
+        some = np.atleast_1d(positions)
+        both = (bits[some] @ bits.T).astype(np.float64)
+        either = count[some][:, None] + count - both
+        return np.divide(both, either, out=np.ones_like(both), where=either > 0).round(10)
+
+    return like
 
 
 # ------------------------------------------------------------------------------------------- the two doors
 
 
-def _unit(vectors: np.ndarray | None) -> np.ndarray | None:
-    if vectors is None:
-        return None
+def _unit(vectors: np.ndarray) -> np.ndarray:
     flat = np.asarray(vectors, np.float64).reshape(len(vectors), -1)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)
 
 
-def _near(unit: np.ndarray | None, similarity: Any, query: np.ndarray) -> np.ndarray | None:
-    """(queries, N) similarity of every item to each query: as given, else the cosine of their vectors."""
-    if similarity is not None:
-        table = np.asarray(similarity, np.float64)
-        table = np.broadcast_to(table, (len(query), table.shape[-1]))
-        if np.isnan(table).any():
-            raise DataError("similarity has a NaN; every item needs a similarity to every query")
-        return table
-    return None if unit is None else (unit[query] @ unit.T).round(10)  # rounded: equal vectors must tie, in any batch
+def _like(vectors: np.ndarray | None, similarity: Any) -> Likeness | None:
+    """The likeness given, else the cosine of the vectors."""
+    if callable(similarity):
+        return similarity
+    return None if vectors is None else cosine(vectors)
+
+
+def _near(like: Likeness | None, similarity: Any, query: np.ndarray) -> np.ndarray | None:
+    """(queries, N) similarity of every item to each query: as given, else by the likeness."""
+    if similarity is None or callable(similarity):
+        return None if like is None else like(query)
+    table = np.asarray(similarity, np.float64)
+    table = np.broadcast_to(table, (len(query), table.shape[-1]))
+    if np.isnan(table).any():
+        raise DataError("similarity has a NaN; every item needs a similarity to every query")
+    return table
 
 
 def _labels(y: Any) -> np.ndarray | None:
@@ -175,7 +219,7 @@ def select(
     y: np.ndarray | None = None,
     vectors: np.ndarray | None = None,
     query: int | np.ndarray | None = None,
-    similarity: np.ndarray | None = None,
+    similarity: np.ndarray | Likeness | None = None,
 ) -> np.ndarray:
     """k positions of the pool: (k,), or (queries, k) if `query` is an array and `how` needs one.
 
@@ -183,7 +227,7 @@ def select(
     y           (N,) numbers, or integers for classes
     vectors     (N, d) or (N, slots, d); similarity is the cosine of them
     query       position of the query, or several; a query that lies in the pool is never its own shot
-    similarity  (N,) or (queries, N) in place of the cosine, larger is nearer
+    similarity  (N,) or (queries, N) in place of the cosine, larger is nearer; or a likeness, which "diverse" goes by too
     A pool with fewer than k items is a DataError, an unknown name or a missing argument a StudyError.
     """
     if how not in SELECTIONS:
@@ -191,8 +235,8 @@ def select(
     pool = np.unique(np.asarray(pool, np.int64))
     if k < 1:
         raise StudyError(f"a prompt needs at least one shot, not {k}")
-    y, unit = _labels(y), _unit(vectors)
-    for what, over in (("y", y), ("vectors", unit)):
+    y, like = _labels(y), _like(vectors, similarity)
+    for what, over in (("y", y), ("vectors", vectors)):
         if over is not None and len(pool) and pool[-1] >= len(over):
             raise DataError(
                 f"{what} has {len(over)} rows and the pool holds position {pool[-1]}; {what} must cover all items"
@@ -201,16 +245,16 @@ def select(
         if query is not None:
             pool = np.setdiff1d(pool, query)
         _enough(k, pool)
-        return SELECTIONS[how](k, pool, _Given(np.random.default_rng([seed, 5]), y, None, unit))
+        return SELECTIONS[how](k, pool, _Given(np.random.default_rng([seed, 5]), y, None, like))
     queries = np.atleast_1d(np.asarray([] if query is None else query, np.int64))
-    near = _near(unit, similarity, queries)
+    near = _near(like, similarity, queries)
     if query is None or near is None:
         raise StudyError(f"selection {how!r} needs a query and vectors (or similarity)")
     out = np.empty((len(queries), k), np.int64)
     for row, position in enumerate(queries):
         own = pool[pool != position]
         _enough(k, own)
-        out[row] = SELECTIONS[how](k, own, _Given(np.random.default_rng([seed, 5]), y, near[row], unit))
+        out[row] = SELECTIONS[how](k, own, _Given(np.random.default_rng([seed, 5]), y, near[row], like))
     return out[0] if np.asarray(query).ndim == 0 else out
 
 
@@ -229,7 +273,7 @@ def order(
     y: np.ndarray | None = None,
     vectors: np.ndarray | None = None,
     query: int | np.ndarray | None = None,
-    similarity: np.ndarray | None = None,
+    similarity: np.ndarray | Likeness | None = None,
 ) -> np.ndarray:
     """The same positions in another order: (k,), or (queries, k) where shots or an order that needs a query ask for it.
 
@@ -243,7 +287,7 @@ def order(
     rows = len(shots) if shots.ndim == 2 else 1
     if needs_query(how):
         queries = np.atleast_1d(np.asarray([] if query is None else query, np.int64))
-        near = _near(_unit(vectors), similarity, queries)
+        near = _near(_like(vectors, similarity), similarity, queries)
         if query is None or near is None:
             raise StudyError(f"order {how!r} needs a query and vectors (or similarity)")
         if shots.ndim == 2 and len(queries) != rows:

@@ -2,15 +2,16 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from icrl_lab import bench
-from icrl_lab.bench import cases, geometry, limits, peers, render, rows
+from icrl_lab.bench import attention, cases, geometry, limits, lookers, patching, peers, render, rows, ways
 from icrl_lab.bench.costs import Costs
-from icrl_lab.bench.measure import Meter
+from icrl_lab.bench.measure import Meter, Sample
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build, symbols
 from icrl_lab.errors import ModelError, StudyError
@@ -219,19 +220,22 @@ def test_the_result_goes_through_json_and_prints_the_same(result):
 @pytest.mark.parametrize("markdown", [False, True])
 def test_every_column_row_and_limit_is_printed(result, markdown):
     text = bench.table(result, markdown=markdown)
-    for column in render.COLUMNS:
+    for column in [*render.COLUMNS, *render.INSIDE]:
         assert column in text
-    for case in result["cases"]:
+    scoring, looking = text.split("Looking inside")
+    tables = [(case, scoring, render.COLUMNS) for case in result["cases"]]
+    tables += [(look, looking, render.INSIDE) for look in result["inside"]]
+    for table, part, columns in tables:
         grid = [
             line
-            for line in text.splitlines()
-            if any(r["method"] in line and r["measured on"] in line for r in case["rows"])
+            for line in part.splitlines()
+            if any(r["method"] in line and r["measured on"] in line for r in table["rows"])
         ]
-        assert len(grid) == len(case["rows"])
-        assert all(item["limit"] in text for item in case["limits"])
-    if markdown:
-        lines = [line for line in text.splitlines() if line.startswith("|")]
-        assert {line.count("|") for line in lines} == {len(render.COLUMNS) + 1}
+        assert len(grid) == len(table["rows"])
+        assert all(item["limit"] in part for item in table["limits"])
+        if markdown:
+            lines = [line for line in part.splitlines() if line.startswith("|")]
+            assert {line.count("|") for line in lines} == {len(columns) + 1}
 
 
 def test_a_missed_limit_says_so(result):
@@ -267,6 +271,132 @@ def test_what_cannot_be_measured_is_refused():
             bench.run("cuda", "tiny")
 
 
+# ------------------------------------------------------------------------------------------- looking inside
+
+
+def test_captured_rows_are_those_of_eager_attention(llm, work):
+    before = llm.model.config._attn_implementation
+    with torch.inference_mode():
+        got = attention.capture(llm, work, range(9))
+        for query in (0, 5):
+            expected = attention.eager(llm, work, query)
+            assert got.shape == (9, *expected.shape) and expected.shape == (3, 6, 2, 21)
+            assert np.abs(got[query] - expected).max() < 1e-6
+            # another query, or the two rows in the other order, would be seen; the query slot does not see what is behind it
+            assert (
+                np.abs(got[query - 1] - expected).max() > 1e-3
+                and np.abs(got[query][:, :, ::-1] - expected).max() > 1e-3
+            )
+    assert llm.model.config._attn_implementation == before
+
+
+def test_a_table_of_patches_agrees_with_forward_passes(llm, work):
+    with torch.inference_mode():
+        plain = Engine(llm).next_token(work.prompts[:3], work.labels)
+        for table in patching.tables(llm, work, ((2, 3), (3, 4)), seed=1):
+            got = patching.ours(llm, work, table, 3)
+            expected = [[patching.hooked(llm, work, table, c, q) for q in range(3)] for c in range(len(table.cells))]
+            assert np.abs(got - expected).max() < 2e-5
+            assert np.abs(got - plain).max(2).min() > 1e-3  # every cell moves every query
+            assert all((position < work.prefix) == (table.where == "prefix") for _, position in table.cells)
+            assert {p for _, p in table.cells} <= set(work.columns[:-1]) or table.where == "suffix"
+            norms = np.linalg.norm(table.values, axis=1)
+            assert norms == pytest.approx(np.linalg.norm(work.prompts[0].vectors, axis=1).mean(), rel=1e-5)
+    assert not llm.model.model.layers[0]._forward_pre_hooks
+
+
+def test_a_sample_of_cells_stands_for_its_table():
+    assert patching.middles(30, 2) == [7, 22] and patching.middles(20, 4) == [2, 7, 12, 17]
+    for count, parts in ((30, 2), (30, 10), (20, 4), (12, 4)):
+        assert np.mean(patching.middles(count, parts)) == np.mean(range(count))
+    assert patching.middles(3, 5) == [0, 1, 2]
+    layers, places = patching.middles(30, 2), patching.middles(20, 4)
+    cost = lambda layer, place: (30 - layer) * (500 - 25 * place) + 7 * place  # noqa: E731
+    whole = np.mean([cost(i, j) for i in range(30) for j in range(20)])
+    assert np.mean([cost(i, j) for i in layers for j in places]) == pytest.approx(whole)
+
+
+def test_trees_are_packed_apart_from_chains(llm, work, monkeypatch):
+    """One tree in a pack of short chains would pad all of them to its length, under its mask."""
+    packs = []
+    run = Engine._forward
+    monkeypatch.setattr(Engine, "_forward", lambda self, job, prefix, pack, *more, **options: packs.append(pack) or run(self, job, prefix, pack, *more, **options))  # fmt: skip
+    engine = Engine(llm, branch=40)
+    table = patching.tables(llm, work, ((3, 1), (3, 7)), 0)[1]
+    engine.next_token(table.prompts(work, 2), work.labels)
+    kinds = [{branch.is_chain for branch in pack} for pack in packs]
+    assert {True} in kinds and {False} in kinds and {True, False} not in kinds
+
+
+def way(name, seconds, answers=1, against="", cpu=None):
+    made = ways.Way(name, "float32", "", answers, lambda: name, against)
+    made.samples = [Sample(s, c, 5e6, None) for s, c in zip(seconds, cpu or seconds)]
+    return made
+
+
+def test_a_ratio_is_the_median_over_rounds_of_an_answer_over_another():
+    slow, quick = way("slow", [6.0, 90.0, 8.0], 2, "quick"), way("quick", [2.0, 10.0, 1.0], 4)
+    assert ways.times(slow, quick, "seconds") == 16.0  # of 3 / .5, 45 / 2.5 and 4 / .25; that of the medians is 8
+    assert ways.times(slow, way("once", [2.0], 4), "seconds") == 4.0 / 0.5  # not called in turn: median over median
+    row = ways.record(slow, [slow, quick], "cpu")
+    assert (row["ms"], row["CPU s"], row["times"], row["times CPU"], row["peak MB"]) == (4000, 4.0, 16.0, 16.0, 5.0)
+    assert row["measured on"] == "2 x 3" and row["against"] == "quick"
+    assert ways.record(slow, [slow, quick], "cuda")["times CPU"] is None
+    other = ways.Way("quick", "bfloat16", "", 1, lambda: None)
+    assert ways.record(slow, [slow, other], "cpu")["times"] is None  # a way of another dtype is no reference
+
+
+def test_a_limit_on_a_ratio_is_held_by_each_clock():
+    a, b = way("a", [3.0], cpu=[1.0]), way("b", [1.0], cpu=[1.0])
+    wall, cpu = ways.held("x, {clock}", a, b, "cpu", 2.0)
+    assert (wall["limit"], wall["measured"], wall["pass"]) == ("x, wall", 3.0, True)
+    assert (cpu["limit"], cpu["measured"], cpu["pass"]) == ("x, CPU time", 1.0, False)
+    assert [i["pass"] for i in ways.held("x, {clock}", a, b, "cpu", 2.0, at_least=False)] == [False, True]
+    assert len(ways.held("x, {clock}", a, b, "cuda", 2.0)) == 1
+
+
+def test_ways_are_called_in_turn_forwards_and_backwards():
+    order = []
+    made = [ways.Way(name, "float32", "", 1, lambda name=name: order.append(name)) for name in "ab"]
+    ways.in_turn(made, 3, lambda call: Sample(1.0, 1.0, 0.0, call()))
+    assert "".join(order) == "abbaab" and all(len(w.samples) == 3 for w in made)
+
+
+def test_the_result_looks_inside(result):
+    (look,) = result["inside"]
+    found = {(r["method"], r["dtype"]): r for r in look["rows"]}
+    ready = attention.CAPTURED + attention.READY
+    for name in (attention.SCORED, attention.CAPTURED, attention.SCORED + attention.READY, ready, attention.EAGERLY):
+        assert (name, "float32") in found
+    for where in ("prefix", "suffix"):
+        assert {f"ours, patches in the {where}", f"a forward pass a cell, {where}"} <= {m for m, _ in found}
+    assert found[attention.EAGERLY, "float32"]["difference"] < limits.WEIGHTS
+    assert found["a forward pass a cell, prefix", "float32"]["difference"] < 2e-5
+    held = {item["limit"]: item for item in look["limits"]}
+    item = held[f"{ready}, float32, 8 queries, CPU time: times scoring alone"]
+    assert item["measured"] == found[ready, "float32"]["times CPU"] and item["bound"] == 1.15 and not item["at least"]
+    assert held["float32 attention captured, to eager attention's"]["pass"]
+    cells = [i for what, i in held.items() if what.startswith("patches in the") and "wall" in what]
+    assert [(i["bound"], i["at least"]) for i in cells] == [(5.0, True), (20.0, True)]
+    assert cells[1]["measured"] == found["a forward pass a cell, suffix", "float32"]["times"]
+    text = bench.table(result)
+    assert all(column in text for column in render.INSIDE) and all(what in text for what in held)
+    assert any("bfloat16" in note for note in look["notes"]) != ((ready, "bfloat16") in found)
+
+
+def test_eager_attention_is_held_against_ours_from_a_long_prefix_on(llm, monkeypatch):
+    plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
+    monkeypatch.setattr(attention, "EAGER_PREFIX", 60)
+    with torch.inference_mode():
+        long = attention.attention([llm], plan, 60, 6, cases.Bar(False))
+    (wall, _) = [item for item in long["limits"] if "cheaper than eager" in item["limit"]]
+    assert wall["measured"] == long["rows"][-1]["times"] and wall["bound"] == 100 and wall["at least"]
+    monkeypatch.setattr(attention, "free", lambda device: 1000.0)
+    with torch.inference_mode():
+        short = attention.attention([llm], plan, 60, 6, cases.Bar(False))
+    assert len(short["rows"]) == 4 and len(short["notes"]) == 1 and "0.0 are free" in short["notes"][0]
+
+
 # ------------------------------------------------------------------------------------------- peers
 
 
@@ -290,6 +420,59 @@ def test_a_peer_is_two_rows_or_a_note(llm, tmp_path):
     stand_in.write_text("#!/bin/sh\necho it broke >&2; exit 3\n")
     peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
     assert len(case["rows"]) == 2 and case["notes"] == ["vllm: no row, it ended with status 3: it broke"]
+
+
+def test_a_peer_that_looks_inside_is_held_against_ours(llm, tmp_path):
+    plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
+    work = geometry.workload(llm, 60, 6, lookers.QUERIES)
+    table = patching.tables(llm, work, lookers.SAMPLED, 0)[0]
+    stand_in, n = (
+        tmp_path / "python",
+        lookers.QUERIES,
+    )  # an interpreter that checks its input and answers with our numbers
+    with torch.inference_mode():
+        own = {**lookers.see(llm, work), "patched": patching.ours(llm, work, table, n)}
+    for name, values in own.items():
+        values.tofile(tmp_path / f"{name}.f32")
+    answer = {"name": "stand-in", "seen": [[8.0, 4.0]] * 3, "patched": [[32.0, 16.0]] * 3, "notes": ["it said this"]}
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    stand_in.write_text(
+        f"#!/bin/sh\n[ $1 = peer_inside.py ] && [ -f peer.py ] && [ $(wc -c < patches.f32) = {4 * 48 * 4} ] && "
+        f"[ -f model/model.safetensors ] && cp {tmp_path}/*.f32 {tmp_path}/answer.json .\n"
+    )
+    stand_in.chmod(0o755)
+
+    def look():
+        with torch.inference_mode():
+            return lookers.look(llm, plan, {"nnsight": str(stand_in)}, cases.Bar(False))[0]
+
+    found = look()
+    mine, seen, again, patched = found["rows"]
+    assert (
+        seen["method"] == "stand-in" and seen["ms"] == 2000 and patched["ms"] == 2000
+    )  # 8 s / 4, 32 s / (4 cells x 4)
+    assert seen["times"] == pytest.approx(2000 / mine["ms"], rel=0.5) and patched["against"] == again["method"]
+    assert [item["pass"] for item in found["limits"]] == [True, True] and found["notes"] == ["stand-in: it said this"]
+    for name, failing in (("states", 0), ("patched", 1)):
+        wrong = own[name].copy()
+        wrong.flat[-1] += 1e-3
+        wrong.tofile(tmp_path / f"{name}.f32")
+        assert [item["pass"] for item in look()["limits"]] == [i != failing for i in range(2)]
+        own[name].tofile(tmp_path / f"{name}.f32")
+    (tmp_path / "attention.f32").write_bytes(b"1234")
+    assert look()["rows"] == [] and "it wrote no attention" in look()["notes"][0]
+
+
+@pytest.mark.parametrize("name", peers.INSIDE)
+def test_tools_that_look_inside_see_the_same(llm, name):
+    """With an interpreter that has the tool: ICRL_LAB_TRANSFORMER_LENS=/path/python, ICRL_LAB_NNSIGHT=/path/python."""
+    python = os.environ.get(f"ICRL_LAB_{name.upper().replace('-', '_')}")
+    if not python:
+        pytest.skip(f"no interpreter with {name} was given")
+    plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
+    with torch.inference_mode():
+        (found,) = lookers.look(llm, plan, {name: python}, cases.Bar(False))
+    assert len(found["rows"]) == 4 and all(item["pass"] for item in found["limits"]), found
 
 
 @pytest.mark.gpu

@@ -8,13 +8,14 @@ row with a shared prefix counts prefix + N x a query. Nothing here is used by an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from icrl_lab.bench.render import table
 from icrl_lab.errors import DataError, StudyError
 
 if TYPE_CHECKING:
+    from icrl_lab.bench.cases import Bar, Plan
     from icrl_lab.models import LLM
 
 __all__ = ["run", "table"]
@@ -33,17 +34,18 @@ def run(
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Measure everything; a dict that goes into JSON as it is: machine, settings, cases (rows and limits), trees, exactness.
+    """Measure everything; a dict that goes into JSON as it is: machine, settings, cases (rows and limits), inside (what looking
+    inside costs: rows, limits and notes), trees, exactness.
 
     geometry  a name of `bench.geometry.GEOMETRIES`; weights are random unless an `llm` of that geometry is handed in
     quick     the first prefix and the smaller N alone, fewer queries, a smaller tree: to see that it works
     dtype     float32 on a CPU and bfloat16 on a GPU where None; on a CPU in float32, ours is measured in bfloat16 besides
-    peers     name -> python interpreter of an environment that has it: "llama-cpp", "vllm"
+    peers     name -> python interpreter of an environment that has it: "llama-cpp", "vllm"; "transformer-lens", "nnsight"
     progress  a progress bar on stderr; None: where it is a terminal
 
     Raises StudyError for an unknown geometry, dtype, device or peer, ModelError where there is no such device.
     """
-    from icrl_lab.bench import cases, exact, measure
+    from icrl_lab.bench import cases, exact, lookers, measure
     from icrl_lab.bench import geometry as geometries
     from icrl_lab.bench import peers as others
 
@@ -66,11 +68,15 @@ def run(
     with cases.threads(llm):
         rates = [measure.product_rate(m, measure.Meter(device)) for m in models]
         measured = [cases.case(models, rates, plan, *shape_case, bar) for shape_case in plan.cases]
+        looks = [_look(models, rates, plan, *shape_case, bar) for shape_case in plan.cases]
         trees = cases.trees(llm, plan, bar)
         accuracy = exact.exactness(llm, plan, bar)
-    if peers:
-        for case in measured:
-            others.add(case, llm, plan, peers, bar)
+    scoring, looking = ({n: p for n, p in (peers or {}).items() if n in kind} for kind in (others.NAMES, others.INSIDE))
+    for case in measured if scoring else ():
+        others.add(case, llm, plan, scoring, bar)
+    if looking:
+        with cases.threads(llm):
+            looks += lookers.look(llm, plan, looking, bar)
     bar.close()
     return {
         "geometry": geometry,
@@ -83,6 +89,24 @@ def run(
             m.dtype: {"wall GFLOP/s": wall / 1e9, "CPU GFLOP/s": cpu / 1e9} for m, (wall, cpu) in zip(models, rates)
         },
         "cases": measured,
+        "inside": looks,
         "trees": trees,
         "exactness": accuracy,
     }
+
+
+def _look(
+    models: Sequence[LLM], rates: Sequence[tuple[float, float]], plan: Plan, prefix: int, suffix: int, bar: Bar
+) -> dict[str, Any]:
+    """What looking inside costs at one prefix and suffix: rows, limits and notes under one title."""
+    from icrl_lab.bench import attention, patching
+
+    fast = [model for model, rate in zip(models, rates) if rate[0] >= rates[0][0] / 2]
+    parts = [
+        attention.attention(fast, plan, prefix, suffix, bar),
+        patching.patching(models[0], plan, prefix, suffix, bar),
+    ]
+    out = {key: [item for part in parts for item in part[key]] for key in ("rows", "limits", "notes")}
+    slow = [model.dtype for model in models if model not in fast]
+    out["notes"] += [f"no rows in {dtype}: this machine multiplies in it at less than half the rate" for dtype in slow]
+    return {"title": f"Looking inside: T = {prefix}, S = {suffix}", **out}

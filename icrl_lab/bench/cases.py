@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds; queries a round of the slow rows; queries and prefix of the trees; queries checked exactly."""
+    """How much is measured: rounds; queries a round of the slow rows; queries and prefix of the trees; queries checked exactly;
+    queries of a pack whose attention is captured; queries a patched cell, (layers, positions) sampled of the tables of patches in
+    the prefix and in the suffix, and rounds of those."""
 
     cases: tuple[tuple[int, int], ...]
     queries: tuple[int, ...]
@@ -31,6 +33,10 @@ class Plan:
     tree_queries: int
     tree_prefix: int
     checked: int
+    pack: int
+    patched: int
+    sampled: tuple[tuple[int, int], tuple[int, int]]
+    again: int
     seed: int
     device: str
     quick: bool
@@ -39,9 +45,13 @@ class Plan:
     def of(cls, shape: Geometry, device: str, quick: bool, seed: int) -> Plan:
         small = min(t for t, _ in shape.cases)
         if quick:
-            return cls(shape.cases[:1], shape.queries[:1], 3, 2, 4, min(small, 128), 1, seed, device, True)
+            few = ((2, 2), (3, 2))
+            return cls(
+                shape.cases[:1], shape.queries[:1], 3, 2, 4, min(small, 128), 1, 8, 4, few, 1, seed, device, True
+            )
         slow = 4 if device == "cpu" else 16
-        return cls(shape.cases, shape.queries, 4, slow, 8, small, 4, seed, device, False)
+        many = ((2, 4), (10, 4))
+        return cls(shape.cases, shape.queries, 4, slow, 8, small, 4, 32, 8, many, 2, seed, device, False)
 
 
 class Bar:

@@ -17,6 +17,11 @@ TARGETS = {("smollm2-135m", 512, 64): 18, ("smollm2-135m", 2048, 64): 33, ("smol
 RATES = {("NVIDIA H200", "llama-3.1-8b", 2048): 700}  # queries a second
 DIFFERENCE = 1e-5  # of float32 log-probabilities, to a full forward
 MEMORY = 1500.0  # MB above the model
+CAPTURE = 1.15  # times scoring alone, with attention rows captured
+EAGER, EAGER_PREFIX = 100.0, 2048  # times cheaper a query than eager attention, from this prefix on
+WEIGHTS = 1e-6  # of float32 attention weights, to eager attention's
+CELLS = {"prefix": 5.0, "suffix": 20.0}  # times faster than a forward pass for each patched cell and query
+NUMBERS = 1e-4  # of attention weights, states and log-probabilities, to those of tools that look inside
 PEERS = {("vllm", 512): 0.9, ("vllm", 2048): 1.15, ("llama-cpp", 512): 1.2, ("llama-cpp", 2048): 1.2}
 
 

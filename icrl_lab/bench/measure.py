@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATUS, CLEAR, MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 
 @dataclass
@@ -87,6 +87,19 @@ def _status(key: str) -> float:
     except OSError:
         return float("nan")
     return 1024.0 * int(found[1]) if found else float("nan")
+
+
+def free(device: str) -> float:
+    """Bytes that can be had on the device now; infinite where that cannot be told."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())
+    except OSError:
+        return float("inf")
+    return 1024.0 * int(found[1]) if found else float("inf")
 
 
 def _tidy() -> None:

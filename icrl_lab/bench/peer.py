@@ -34,6 +34,22 @@ def rounds(count, prefix, queries):
     return {"whole": whole, "ready": ready, "rounds": {"prefix": once, "queries": after}}
 
 
+def floats(folder, name, *shape):
+    """A torch tensor of one file."""
+    import torch
+
+    return torch.frombuffer(bytearray((folder / f"{name}.f32").read_bytes()), dtype=torch.float32).view(*shape)
+
+
+def embeddings(spec, folder):
+    """(queries, T + S, width) input embeddings of all prompts, in the model's dtype."""
+    import torch
+
+    prefix = floats(folder, "prefix", 1, spec["prefix"], spec["width"]).expand(spec["queries"], -1, -1)
+    suffixes = floats(folder, "suffixes", spec["queries"], spec["suffix"], spec["width"])
+    return torch.cat([prefix, suffixes], 1).to(getattr(torch, spec["dtype"]))
+
+
 def llama_cpp(spec, folder):
     """Q4_0 weights; the prefix in sequence 0, copied by reference to one sequence a query, packs of 32."""
     import ctypes
@@ -107,7 +123,8 @@ def vllm(spec, folder):
     """Prompt embeddings with prefix caching; the model's own dtype."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    cores = sorted(os.sched_getaffinity(0))[: spec["threads"]]
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     os.environ["OMP_NUM_THREADS"] = str(spec["threads"])
     import torch
     import vllm as package
@@ -116,11 +133,8 @@ def vllm(spec, folder):
         model=str(folder / "model"), skip_tokenizer_init=True, enable_prompt_embeds=True, enable_prefix_caching=True,
         dtype=spec["dtype"], max_model_len=spec["prefix"] + spec["suffix"] + 16, max_num_seqs=64, seed=0,
     )  # fmt: skip
-    read = lambda name: torch.frombuffer(bytearray((folder / f"{name}.f32").read_bytes()), dtype=torch.float32)  # noqa: E731
-    prefix = read("prefix").view(spec["prefix"], spec["width"])
-    suffixes = read("suffixes").view(spec["queries"], spec["suffix"], spec["width"])
-    dtype = getattr(torch, spec["dtype"])
-    prompts = [{"prompt_embeds": torch.cat([prefix, s]).to(dtype)} for s in suffixes]
+    torch.set_num_threads(spec["threads"])  # it may have set one
+    prompts = [{"prompt_embeds": row.clone()} for row in embeddings(spec, folder)]
     how = package.SamplingParams(max_tokens=1, temperature=0.0, logprobs=10, detokenize=False)
 
     def once():
@@ -135,8 +149,12 @@ def vllm(spec, folder):
     return {"name": f"vllm-cpu {package.__version__}", "dtype": spec["dtype"], **out}
 
 
-if __name__ == "__main__":
+def main(peers):
+    """Do what spec.json asks, by the peer of that name."""
     where = Path(sys.argv[1])
-    wanted = json.loads((where / "spec.json").read_text())
-    result = {"llama-cpp": llama_cpp, "vllm": vllm}[wanted["peer"]](wanted, where)
-    (where / "answer.json").write_text(json.dumps(result))
+    spec = json.loads((where / "spec.json").read_text())
+    (where / "answer.json").write_text(json.dumps(peers[spec["peer"]](spec, where)))
+
+
+if __name__ == "__main__":
+    main({"llama-cpp": llama_cpp, "vllm": vllm})

@@ -28,15 +28,16 @@ if TYPE_CHECKING:
     from icrl_lab.models import LLM
 
 NAMES = ("llama-cpp", "vllm")
+INSIDE = ("transformer-lens", "nnsight")  # these look inside: see `lookers`
 SECONDS = 900  # a peer that takes longer is stopped, and said to have been
-SCRIPT = Path(__file__).with_name("peer.py")
+SCRIPT, INSIDE_SCRIPT = Path(__file__).with_name("peer.py"), Path(__file__).with_name("peer_inside.py")
 
 
 def check(peers: Mapping[str, str]) -> None:
     """Raise StudyError for a peer that is unknown or an interpreter that is not there."""
     for name, python in peers.items():
-        if name not in NAMES:
-            raise StudyError(f"peer {name!r} is unknown; {nearest(name, NAMES)}")
+        if name not in NAMES + INSIDE:
+            raise StudyError(f"peer {name!r} is unknown; {nearest(name, NAMES + INSIDE)}")
         if not Path(python).is_file():
             raise StudyError(f"peer {name!r}: there is no interpreter {python!r}; give NAME=/path/to/python")
 
@@ -53,7 +54,7 @@ def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], ba
             with torch.inference_mode():
                 spec = _write(name, Path(folder), llm, work, plan)
             try:
-                got = _run(python, Path(folder), spec)
+                got = answer(python, Path(folder), spec)
             except RuntimeError as error:
                 case.setdefault("notes", []).append(f"{name}: no row, {error}")
                 continue
@@ -69,32 +70,43 @@ def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], ba
 
 def _write(name: str, folder: Path, llm: LLM, work: Workload, plan: Plan) -> dict[str, Any]:
     """The peer's input: embeddings as raw float32, the model as safetensors or GGUF, and a specification."""
-    every = np.stack([embed(llm, work, q).float().cpu().numpy() for q in range(len(work.prompts))])
-    every[0, : work.prefix].tofile(folder / "prefix.f32")
-    every[:, work.prefix :].tofile(folder / "suffixes.f32")
-    spec = {
-        "peer": name, "prefix": work.prefix, "suffix": work.suffix, "queries": len(work.prompts), "width": llm.width,
-        "labels": work.labels, "rounds": plan.rounds, "threads": llm.threads, "dtype": llm.dtype,
-    }  # fmt: skip
+    spec = write_prompts(name, folder, llm, work, plan.rounds)
     if name == "vllm":
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        llm.model.save_pretrained(folder / "model")
+        write_model(folder, llm)
     else:
         spec["gguf"] = next(map(str, sorted(cache_dir("models", "smollm2-135m").glob("*.gguf"))), "")
     (folder / "spec.json").write_text(json.dumps(spec))
     return spec
 
 
-def _run(python: str, folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+def write_prompts(name: str, folder: Path, llm: LLM, work: Workload, rounds: int) -> dict[str, Any]:
+    """Write the prompts' embeddings as raw float32; what the specification says of them."""
+    every = np.stack([embed(llm, work, q).float().cpu().numpy() for q in range(len(work.prompts))])
+    every[0, : work.prefix].tofile(folder / "prefix.f32")
+    every[:, work.prefix :].tofile(folder / "suffixes.f32")
+    return {
+        "peer": name, "prefix": work.prefix, "suffix": work.suffix, "queries": len(work.prompts), "width": llm.width,
+        "labels": work.labels, "rounds": rounds, "threads": llm.threads, "dtype": llm.dtype,
+    }  # fmt: skip
+
+
+def write_model(folder: Path, llm: LLM) -> None:
+    """Write the model as transformers saves it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    llm.model.save_pretrained(folder / "model")
+
+
+def answer(python: str, folder: Path, spec: dict[str, Any], script: Path = SCRIPT) -> dict[str, Any]:
     """The peer's answer; a RuntimeError with the last thing it said where there is none."""
     if spec.get("gguf") == "":
         raise RuntimeError("the embedded model's GGUF is not in the cache; run `icrl-lab demo` once")
     try:
-        shutil.copy(SCRIPT, folder)  # away from this package, whose modules it must not find
+        for file in {SCRIPT, script}:
+            shutil.copy(file, folder)  # away from this package, whose modules it must not find
         done = subprocess.run(
-            [str(Path(python).absolute()), SCRIPT.name, "."],
+            [str(Path(python).absolute()), script.name, "."],
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -103,11 +115,11 @@ def _run(python: str, folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"it was stopped after {SECONDS} s") from None
-    answer = folder / "answer.json"
-    if done.returncode or not answer.is_file():
+    found = folder / "answer.json"
+    if done.returncode or not found.is_file():
         said = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         raise RuntimeError(f"it ended with status {done.returncode}: {said[-1].strip() if said else 'it said nothing'}")
-    return json.loads(answer.read_text())
+    return json.loads(found.read_text())
 
 
 def _again(llm: LLM, work: Workload, plan: Plan) -> dict[str, dict[str, float]]:

@@ -28,6 +28,19 @@ COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "largest difference": lambda r: "-" if r["difference"] is None else f"{r['difference']:.1e}",
     "answers that flip": lambda r: "-" if r["flips"] is None else f"{r['flips']} of {r['compared']}",
 }
+INSIDE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "method": lambda r: r["method"],
+    "dtype": lambda r: r["dtype"],
+    "asked": lambda r: r["asked"],
+    "answers": lambda r: r["measured on"],
+    "ms/answer": lambda r: _number(r["ms"]),
+    "CPU s/answer": lambda r: _number(r["CPU s"]),
+    "peak MB": lambda r: _number(r["peak MB"], ".0f"),
+    "times": lambda r: _number(r["times"]),
+    "in CPU time": lambda r: _number(r["times CPU"]),
+    "of": lambda r: r["against"] or "-",
+    "largest difference": lambda r: "-" if r["difference"] is None else f"{r['difference']:.1e}",
+}
 NOTES = (
     "N queries after one prefix of T tokens with 20 vectors; S suffix tokens a query, the first a vector. The prefix is in the time, "
     "but for rows that say otherwise; loading is not.",
@@ -36,6 +49,11 @@ NOTES = (
     "difference and flips: log-probabilities of 10 labels, and the most probable of them, against a full forward of each prompt "
     "in the table's dtype.",
     "the paper's way: three queries a prompt, 24 tokens generated for their answers, the prefix computed for each prompt.",
+    "looking inside: an answer is a query's attention (the answer's row and the query slot's, over the vectors, all layers and heads), "
+    "or a query's log-probabilities under one patch (a cell: a layer and a position); answers: a call x calls. `times` and `in CPU time` "
+    "are the time of an answer over that of the row under `of`, called in turn. A table of patches is measured on a sample of its cells, "
+    "the middles of equal parts of its layers and positions; ours computes the prefix in each call. Differences: attention, to eager's; "
+    "patched log-probabilities of 10 labels, to ours.",
 )
 
 
@@ -58,6 +76,11 @@ def table(result: Mapping[str, Any], markdown: bool = False) -> str:
         lines += _grid([[cell(row) for cell in COLUMNS.values()] for row in case["rows"]], markdown)
         lines += [""] + [_limit(item, markdown) for item in case["limits"]]
         lines += [f"{'- ' if markdown else ''}{note}" for note in case.get("notes", ())]
+    for look in result["inside"]:
+        lines += ["", f"{sub}{look['title']}", ""]
+        lines += _grid([[cell(row) for cell in INSIDE.values()] for row in look["rows"]], markdown, INSIDE)
+        lines += [""] + [_limit(item, markdown) for item in look["limits"]]
+        lines += [f"{'- ' if markdown else ''}{note}" for note in look["notes"]]
     if result["trees"]:
         lines += ["", f"{sub}Tokens computed over tokens asked", ""]
         for tree in result["trees"]:
@@ -84,9 +107,9 @@ def _limit(item: Mapping[str, Any], markdown: bool) -> str:
     return f"{'- ' if markdown else ''}{_verdict(item)} {item['limit']} {_number(item['measured'])} ({sign} {_number(item['bound'])})"
 
 
-def _grid(rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
-    """Rows of cells under COLUMNS, padded to line up; the first column to the left, the others to the right."""
-    names = list(COLUMNS)
+def _grid(rows: Sequence[Sequence[str]], markdown: bool, columns: Mapping[str, Any] = COLUMNS) -> list[str]:
+    """Rows of cells under their columns, padded to line up; the first column to the left, the others to the right."""
+    names = list(columns)
     widths = [max(len(name), *(len(row[i]) for row in rows)) for i, name in enumerate(names)]
 
     def line(cells: Sequence[str]) -> str:

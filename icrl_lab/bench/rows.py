@@ -137,7 +137,8 @@ def captured(llm: LLM, work: Workload, state: Any, which: Sequence[int]) -> np.n
     from icrl_lab.engine import Engine
 
     run = Engine(llm).run([work.prompts[q] for q in which], work.labels, Capture((-1,), columns=work.columns))
-    assert run.traces[0].attention.shape[2:] == (1, len(work.columns))
+    kept = run.traces[0].attention
+    assert kept is not None and kept.shape[2:] == (1, len(work.columns))
     return run.logprobs
 
 

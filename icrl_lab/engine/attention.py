@@ -159,6 +159,7 @@ class Pass:
     kept_stream: dict[int, torch.Tensor] = field(default_factory=dict)
     own: OwnCache | None = None
     cuts: list[CutRow] = field(default_factory=list)
+    groups: list[rows.Group] | None = None  # the same as masks, made when the first layer asks
     head_patches: dict[int, list[RowPatch]] = field(default_factory=dict)
     stream_patches: dict[int, list[RowPatch]] = field(default_factory=dict)
     applied: int = 0
@@ -170,8 +171,8 @@ class CutRow:
     """The token at `flat` does not see these prefix positions, nor these places of its own row."""
 
     flat: int
-    prefix: torch.Tensor
-    own: torch.Tensor
+    prefix: list[int]
+    own: list[int]
     layers: frozenset[int] | None
     heads: tuple[int, ...] | None
 

@@ -75,8 +75,13 @@ class Keeper:
         for name, asked, top in (("layers", self.layers, self.blocks), ("depths", self.depths, self.blocks + 1)):
             if any(not 0 <= layer < top for layer in asked):
                 raise DataError(f"capture {name} {asked} must be from 0 to {top - 1}")
-        if not any(self.wanted):
-            raise DataError("the capture asks for nothing: give it rows, hidden or outputs")
+        for number, (capture, length) in enumerate(zip(self.captures, self.lengths)):
+            outside = [column for column in capture.columns or () if not 0 <= column < length]
+            if outside:
+                raise DataError(f"capture columns of prompt {number} must be from 0 to {length - 1}, not {outside[0]}")
+        nowhere = (not self.layers and any([*self.rows, *self.outputs])) or (not self.depths and self.streams)
+        if not any(self.wanted) or nowhere:
+            raise DataError("the capture asks for nothing: give it rows, hidden or outputs, at some layer or depth")
         sizes = [self.size(i) for i in range(len(self.captures))]
         if sum(sizes) > limit:
             fits = max(1, int(limit / max(sizes)))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from icrl_lab.engine.attention import CutRow, Pass, RowPatch
-from icrl_lab.engine.tree import Branch
+from icrl_lab.engine.tree import Branch, symbol_of
 from icrl_lab.errors import DataError
 from icrl_lab.values import Cut, Edit, Patch, Rendered, key_of
 
@@ -48,8 +48,7 @@ class Edits:
         for number, places in self.at.items():
             own = out[number].copy()
             for position in places:
-                key = key_of(prompts[number].edits, position)
-                own[position] = -1 - ((int.from_bytes(key, "big") ^ int(own[position]) & (2**64 - 1)) >> 2)
+                own[position] = symbol_of(key_of(prompts[number].edits, position) + own[position].tobytes())
             out[number] = own
         return out
 
@@ -75,8 +74,7 @@ class Edits:
         path = branch.chain(place)
         first = position - len(path) + 1
         seen = edit.seen(position)
-        own = torch.tensor([path[c - first] for c in seen if c >= first], dtype=torch.int64, device=device)
-        prefix = torch.tensor([c for c in seen if c < first], dtype=torch.int64, device=device)
+        own, prefix = [path[c - first] for c in seen if c >= first], [c for c in seen if c < first]
         layers = None if edit.layers is None else frozenset(edit.layers)
         state.cuts.append(CutRow(start + place, prefix, own, layers, edit.heads))
         return self.blocks if layers is None else len(layers)
@@ -107,6 +105,10 @@ class Edits:
                     raise DataError(
                         f"prompt {number} has {len(prompt)} tokens, and {_show(edit)} is at position {last}"
                     )
+                if isinstance(edit, Cut) and not any(map(edit.touches, _positions(edit, len(prompt)))):
+                    raise DataError(
+                        f"prompt {number}, of {len(prompt)} tokens: {_show(edit)}, and it sees none of them"
+                    )
                 if id(edit) in seen:
                     continue
                 seen.add(id(edit))
@@ -120,6 +122,8 @@ class Edits:
                     if edit.values.shape[1] != width:
                         raise DataError(f"{_show(edit)} has values of width {edit.values.shape[1]}, not {width}")
                 else:
+                    if edit.layers == () or edit.heads == ():
+                        raise DataError(f"{_show(edit)} is made nowhere: layers and heads are None for all, or some")
                     top, layers, some = self.blocks, edit.layers or (), edit.heads or ()
                 if any(not 0 <= layer < top for layer in layers) or any(not 0 <= head < heads for head in some):
                     raise DataError(f"{_show(edit)} is not in {llm.name}, of {self.blocks} blocks with {heads} heads")

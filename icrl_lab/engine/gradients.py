@@ -65,17 +65,18 @@ class Gradient:
 
 def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[int]) -> Gradient:
     """The gradient of a prompt's outcome at some positions, everywhere along the model's depth."""
+    outside = [place for place in positions if not 0 <= place < len(prompt)]
+    if outside or not len(positions):
+        raise DataError(f"a gradient is taken at positions from 0 to {len(prompt) - 1}, not {outside[:1] or positions}")
     at = torch.tensor(list(positions), device=llm.model.device)
     streams: list[torch.Tensor] = []
     heads: list[torch.Tensor] = []
     config = llm.model.config.get_text_config()
 
     def keep(depth: int, states: torch.Tensor) -> None:
-        states.retain_grad()
         streams.append(states)
 
     def before(module: Any, args: tuple) -> None:
-        args[0].retain_grad()
         heads.append(args[0])
 
     with ExitStack() as stack, torch.enable_grad():
@@ -85,11 +86,12 @@ def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[i
             stack.callback(handle.remove)
         embeds = embeddings(llm, prompt)[None].requires_grad_(True)
         value = outcomes(llm, embeds, outcome)[0]
-        value.backward()
+        slopes = torch.autograd.grad(
+            value, [*streams, *heads]
+        )  # and not backward, which would give parameters a gradient
 
-    def rows(tensors: list[torch.Tensor], grad: bool) -> np.ndarray:
-        taken = [(t.grad if grad else t.detach())[0].index_select(0, at).float().cpu() for t in tensors]  # type: ignore[index]
-        return torch.stack(taken).numpy()
+    def rows(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+        return torch.stack([t.detach()[0].index_select(0, at).float().cpu() for t in tensors]).numpy()
 
     def split(x: np.ndarray) -> np.ndarray:
         layers, n, _ = x.shape
@@ -97,8 +99,8 @@ def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[i
 
     return Gradient(
         float(value.detach()),
-        rows(streams, True),
-        rows(streams, False),
-        split(rows(heads, True)),
-        split(rows(heads, False)),
+        rows(slopes[: len(streams)]),
+        rows(streams),
+        split(rows(slopes[len(streams) :])),
+        split(rows(heads)),
     )

@@ -74,7 +74,9 @@ def prove(llm: LLM) -> dict[str, float]:
     facts = {
         "own embedding": variation(reference[3], reference[0]),
         "slot moves logits": min(variation(a, b) for a, b in zip(reference[4:], reference[:3])),
-        "attention row sum": float(max(np.abs(t.attention.sum(-1) - 1).max() for t in run.traces if t.attention is not None)),
+        "attention row sum": float(
+            max(np.abs(t.attention.sum(-1) - 1).max() for t in run.traces if t.attention is not None)
+        ),
         "engine against plain": max(variation(a, b) for a, b in zip(run.logprobs, [*reference[:3], *reference[4:]])),
     }
     failures = {

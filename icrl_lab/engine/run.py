@@ -224,11 +224,12 @@ class Engine:
                 queue = self._chunks([b for p in [pack, *queue] for b in p])
 
     def _chunks(self, branches: list[Branch]) -> list[list[Branch]]:
-        """Packs of about equal lengths, at most `self.pack` tokens each (a longer branch stands alone)."""
+        """Packs of about equal lengths, at most `self.pack` tokens each (a longer branch stands alone). Chains are packed apart
+        from trees: one tree among them would give all of them its dense mask, at its length."""
         packs: list[list[Branch]] = []
         tokens = 0
-        for branch in sorted(branches, key=len):
-            if not packs or tokens + len(branch) > self.pack:
+        for branch in sorted(branches, key=lambda b: (not b.is_chain, len(b))):
+            if not packs or tokens + len(branch) > self.pack or branch.is_chain != packs[-1][-1].is_chain:
                 packs.append([])
                 tokens = 0
             packs[-1].append(branch)

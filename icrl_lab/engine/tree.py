@@ -35,15 +35,16 @@ def all_symbols(prompts: Sequence[Rendered]) -> list[np.ndarray]:
             n = min(len(bits), len(before))
             same[:n] = (bits[:n] == before[:n]).all(1)
             hashes[:n] = known[:n]
-        hashes[~same] = [_symbol(row.tobytes()) for row in bits[~same]]
+        hashes[~same] = [symbol_of(row.tobytes()) for row in bits[~same]]
         of = prompt.ids.copy()
         of[of == SLOT] = hashes
         out.append(of)
     return out
 
 
-def _symbol(vector: bytes) -> int:
-    digest = hashlib.blake2b(vector, digest_size=8).digest()
+def symbol_of(what: bytes) -> int:
+    """The negative symbol that stands for a vector's bytes, or for a token under edits."""
+    digest = hashlib.blake2b(what, digest_size=8).digest()
     return -1 - (int.from_bytes(digest, "big") >> 2)  # 62 bits: two vectors of one study never meet by chance
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from icrl_lab import answers
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.studies.cells import Cell
+from icrl_lab.studies.spec import Arm
 from icrl_lab.values import Outcome, Rendered
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ class Scene:
         of  which query each prompt comes from; None where there is one prompt a query, in order
         For numbers the outcome is the expected value in the task's units, for classes the log-odds of the true one.
         """
-        logp = self.tries.logprobs(self.engine, prompts, of)
+        return self.outcomes(self.tries.logprobs(self.engine, prompts, of), of)
+
+    def outcomes(self, logp: np.ndarray, of: Sequence[int] | None = None) -> np.ndarray:
+        """(m,) outcomes from log-probabilities (m, labels), as `tries.logprobs` gives them; `of` as in `read`."""
         which = range(len(self.queries)) if of is None else of
         if self.study.material.format is not None:
             return self._outcome(0).read_all(logp)
@@ -121,7 +125,7 @@ class Scene:
         paths = self.tries.cuts[number].labels
         if any(len(path) != 1 for path in paths):
             raise DataError(
-                "a gradient is taken at one token, and labels have several here; take label_format = 'letter'"
+                "a lens or a gradient reads one token, and labels have several here; take label_format = 'letter' or 'digit'"
             )
         return self._outcome(number, tuple(path[0] for path in paths))
 
@@ -155,8 +159,10 @@ def _parts(prompt: Rendered, shown: int) -> Parts:
 
 
 def pick(study: Study, arm: str | None) -> Any:
-    """The arm of a study by its label; None: the first that has slots."""
+    """The arm of a study by its label; None: the first that has slots. "text" may be asked for whether the study runs it or not."""
     arms = {a.label: a for a in study.plan.arms}
+    if arm == "text" and arm not in arms and study.task.text is not None:
+        return Arm("text")
     if arm is None:
         arm = next((a.label for a in study.plan.arms if a.has_slots), next(iter(arms)))
     if arm not in arms:
@@ -187,8 +193,7 @@ def scene(
     plan, material = study.plan, study.material
     if plan.queries_per_prompt != 1:
         raise StudyError("a probe looks at prompts with one query each; take queries_per_prompt = 1")
-    fmt = material.format
-    if fmt is not None and not fmt.closed:
+    if material.format is not None and not material.format.closed:
         raise StudyError("a probe reads labels from a closed set; take label_format = 'digit', 'letter' or 'two-digit'")
     chosen = pick(study, arm)
     text = chosen.name == "text" or (plan.with_text[0] if with_text is None else with_text)
@@ -200,9 +205,39 @@ def scene(
     order_of = [int(q) for group in groups for q in group.queries]
     shots_of = [group.positions for group in groups for _ in group.queries]
     keep = _choose(order_of, queries)
-    options = fmt.labels if fmt is not None else study.task.options
-    found = answers.tries([rendered[i] for i in keep], study.llm.tokenizer, options, "" if fmt is not None else "\n")
+    found = _tries(study, [rendered[i] for i in keep])
     return Scene(study, cell, draw, np.array(order_of)[keep], np.array([shots_of[i] for i in keep]), found)
+
+
+def arranged(
+    one: Scene, rows: Sequence[Sequence[int]] | np.ndarray, of: Sequence[int] | np.ndarray | None = None
+) -> Scene:
+    """The scene with some of its shots, or all of them in another order; every item keeps its label and its vector.
+
+    rows  (m, k') for each prompt which shots it shows, by where they stand in `one`, all different
+    of    (m,) which query of `one` each prompt asks; None where there is one row a query
+    """
+    rows = np.asarray(rows, np.int64)
+    which = np.arange(len(one.queries)) if of is None else np.asarray(of, np.int64)
+    k = one.shots.shape[1]
+    if k != one.cell.shots:
+        raise ValueError("this scene has shots left out already; arrange the one it came from")
+    if rows.ndim != 2 or len(rows) != len(which) or (rows.size and not (0 <= rows.min() and rows.max() < k)):
+        raise ValueError(f"rows of shape {rows.shape} of {k} shots for {len(which)} prompts")
+    if any(len(set(row)) != len(row) for row in rows.tolist()):
+        raise ValueError("an arrangement shows a shot twice")
+    material = one.study.material
+    own = {q: material.group(one.cell, (int(one.queries[q]),), one.shots[q]) for q in np.unique(which)}
+    groups = [own[q].arranged(row) for q, row in zip(which, rows)]
+    rendered = material.arranged(one.cell, one.draw, groups)
+    shots = np.stack([group.positions for group in groups]) if groups else np.empty(rows.shape, np.int64)
+    return Scene(one.study, one.cell, one.draw, one.queries[which], shots, _tries(one.study, rendered))
+
+
+def _tries(study: Study, rendered: Sequence[Rendered]) -> answers.Tries:
+    fmt = study.material.format
+    options = fmt.labels if fmt is not None else study.task.options
+    return answers.tries(rendered, study.llm.tokenizer, options, "" if fmt is not None else "\n")
 
 
 def _choose(order: list[int], queries: int | Sequence[int] | None) -> list[int]:

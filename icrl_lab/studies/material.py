@@ -17,7 +17,9 @@ from zlib import crc32
 import numpy as np
 
 from icrl_lab import answers, controls, maps, prompts, shots
-from icrl_lab.errors import DataError, StudyError
+from icrl_lab.encoders import encode
+from icrl_lab.errors import DataError, StudyError, nearest
+from icrl_lab.shots import Likeness
 from icrl_lab.studies.cells import Cell
 from icrl_lab.studies.spec import Arm, PlanSpec
 from icrl_lab.values import Prompt, Rendered, SlotMap, Task, Vectors
@@ -49,6 +51,10 @@ class Shots:
     queries: tuple[int, ...]
     positions: np.ndarray
     written: tuple[str, ...]
+
+    def arranged(self, rows: Sequence[int]) -> Shots:
+        """Some of these shots, or all of them in another order, by where they stand now; each keeps its label."""
+        return Shots(self.queries, self.positions[list(rows)], tuple(self.written[r] for r in rows))
 
 
 def check(task: Task, plan: PlanSpec) -> None:
@@ -146,16 +152,34 @@ class Material:
         by_query = shots.needs_query(cell.selection), shots.needs_query(cell.order)
         groups = [(int(q),) for q in self.queries] if any(by_query) else [tuple(int(q) for q in self.queries)]
         given: dict[str, Any] = {"y": self._y, "vectors": self.vectors.values}
-        asked = [{"query": self.queries} if each else {} for each in by_query]
+        asked: list[dict[str, Any]] = [{"query": self.queries} if each else {} for each in by_query]
+        how, measure = shots.measured(cell.selection)
+        asked[0] |= {"similarity": self.likeness(measure)} if measure != "cosine" else {}
         seed = stream("selection", cell.seed, cell.shots)
-        chosen = shots.select(cell.selection, k=cell.shots, pool=self.task.pool, seed=seed, **given, **asked[0])
+        chosen = shots.select(how, k=cell.shots, pool=self.task.pool, seed=seed, **given, **asked[0])
         ordered = shots.order(cell.order, chosen, seed=stream("order", cell.seed, draw), **given, **asked[1])
-        out = []
-        for group, row in zip(groups, np.atleast_2d(ordered)):
-            # labels are tied to items before the order is drawn: another order shows the same pairs
-            label_of = self._labels_of(np.sort(row), cell)
-            out.append(Shots(group, row, tuple(label_of[int(p)] for p in row)))
-        return out
+        return [self.group(cell, group, row) for group, row in zip(groups, np.atleast_2d(ordered))]
+
+    def group(self, cell: Cell, queries: tuple[int, ...], row: np.ndarray) -> Shots:
+        """The shots at positions `row`, with the labels that the cell shows them with."""
+        # labels are tied to items before the order is drawn: another order shows the same pairs
+        label_of = self._labels_of(np.sort(row), cell)
+        return Shots(queries, row, tuple(label_of[int(p)] for p in row))
+
+    def likeness(self, measure: str) -> Likeness:
+        """Similarity of the task's items by one of shots.MEASURES: cosine of the encoders' vectors, or Tanimoto of Morgan
+        fingerprints (radius 2, 2048 bits). A StudyError where items are not molecules."""
+        if measure not in shots.MEASURES:
+            raise StudyError(f"similarity {measure!r} is unknown; {nearest(measure, shots.MEASURES)}")
+        return shots.tanimoto(self._fingerprints) if measure == "tanimoto" else shots.cosine(self.vectors.values)
+
+    @cached_property
+    def _fingerprints(self) -> np.ndarray:
+        if self.task.modality != "molecule":
+            raise StudyError(
+                f"Tanimoto's similarity compares molecules, and the items of {self.task.name!r} are not; take the cosine"
+            )
+        return encode(self.task, "morgan", progress=False).values
 
     def _labels_of(self, chosen: np.ndarray, cell: Cell) -> dict[int, str]:
         return {int(p): self.written(int(chosen[i])) for p, i in zip(chosen, self._turn(len(chosen), cell))}
@@ -287,11 +311,23 @@ class Material:
         mapped = self._once(cell, ("slots", cell.arm.label, draw), lambda: self._slots(cell, draw, groups))
         key = (cell.control == "dummy", mapped.slots, cell.with_text, draw)
         text = self._once(cell, key, lambda: self._text(cell, groups, mapped.slots, mapped))
+        return prompts.refill(text, self._changed(cell, draw, mapped)), groups
+
+    def arranged(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> list[Rendered]:
+        """The prompts of a cell for other arrangements of its own shots, one a query. Every item keeps the vector that it has in
+        `rendered`: what a control drew for the cell is not drawn anew for fewer shots or another order."""
+        if not cell.arm.has_slots:
+            return self._text(cell, groups, 1, None)
+        own = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
+        mapped = self._once(cell, ("slots", cell.arm.label, draw), lambda: self._slots(cell, draw, own))
+        return prompts.refill(self._text(cell, groups, mapped.slots, mapped), self._changed(cell, draw, mapped))
+
+    def _changed(self, cell: Cell, draw: int, mapped: Vectors) -> Vectors:
+        """The cell's vectors under its control."""
         if cell.control in ("real", "dummy"):
-            return prompts.refill(text, mapped), groups
+            return mapped
         seed = stream("control", cell.seed, draw)
-        _, changed = controls.apply(cell.control, (), mapped, seed=seed, tokens=self.tokens)
-        return prompts.refill(text, changed), groups
+        return controls.apply(cell.control, (), mapped, seed=seed, tokens=self.tokens)[1]
 
     def _once(self, cell: Cell, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What cells of one seed and condition share; forgotten when the next seed begins."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import xarray as xr
 
-_BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, OverflowError, MemoryError, AttributeError)
+HEAD = "icrl_lab_reading"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +38,25 @@ class Reading:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "about", MappingProxyType(dict(self.about)))
-        words = {n: v for n, v in self.data.variables.items() if v.dtype == object}
-        for name, array in words.items():
-            if not all(isinstance(value, str) for value in array.values.flat):
+        object.__setattr__(self, "about", MappingProxyType(_jsonable(self.about)))
+        data = self.data.copy(deep=True)  # nobody else holds a writable view of it
+        data.attrs = {}
+        if 0 in data.sizes.values():
+            raise ValueError(f"{self.question}: an axis is empty: {dict(data.sizes)}; leave out what there is none of")
+        for name, array in data.variables.items():
+            words = array.dtype == object and all(isinstance(value, str) for value in array.values.flat)
+            if array.dtype.kind not in "biufU" and not words:
                 raise ValueError(f"{self.question}: {name!r} holds objects; an array holds numbers, strings or truths")
-        data = self.data.assign({n: v.astype(str) for n, v in words.items() if n not in self.data.coords})
-        data = data.assign_coords({n: v.astype(str) for n, v in words.items() if n in self.data.coords})
-        for held in data.data_vars.values():
-            held.values.flags.writeable = False
+            if not str(name).isascii():
+                raise ValueError(f"{self.question}: {name!r} is no name that a file can hold; take plain letters")
+            if not all(isinstance(value, (str, int, float, np.number)) for value in array.attrs.values()):
+                raise ValueError(f"{self.question}: an attribute of {name!r} is neither a string nor a number")
+        words = {n: v.astype(str) for n, v in data.variables.items() if v.dtype == object}
+        data = data.assign({n: v for n, v in words.items() if n not in data.coords})
+        data = data.assign_coords({n: v for n, v in words.items() if n in data.coords})
+        for name, held in data.variables.items():
+            if name not in data.xindexes:  # an index is its own keeper
+                held.values.flags.writeable = False
         object.__setattr__(self, "data", data)
 
     def __reduce__(self):  # a mapping proxy does not pickle
@@ -78,31 +89,37 @@ class Reading:
         return import_module(f"icrl_lab.plots.{self.question}").figure(self, **options)
 
     def save(self, path: str | Path) -> None:
-        """Write one netCDF file that holds arrays, axes and `about`."""
-        body = {"question": self.question, "names": list(self.names), "about": dict(self.about)}
-        head = json.dumps(body, default=_plain)
-        data = self.data.copy()
-        data.attrs = {"icrl_lab_reading": head, "icrl_lab_seal": _seal(head, data)}
+        """Write one netCDF file that holds arrays, axes and `about`, with a checksum behind it.
+
+        DataError for what netCDF would not give back as it is; the file that was there before then stays.
+        """
+        data = _storable(self.data)
+        data.attrs = {HEAD: json.dumps({"question": self.question, "names": self.names, "about": dict(self.about)})}
+        body = bytes(data.to_netcdf(engine="scipy"))
         with atomic(path) as part:
-            part.write_bytes(bytes(data.to_netcdf(engine="scipy")))
+            part.write_bytes(body + hashlib.sha256(body).digest())
+            if not self.load(part).data.identical(self.data):
+                raise DataError(f"{path}: the reading {self.question!r} would not come back from its file as it is")
 
     @classmethod
     def load(cls, path: str | Path) -> Reading:
-        """Read what `save` wrote, without a model. A file that is cut or foreign is a DataError."""
+        """Read what `save` wrote, without a model. A file that is cut, damaged or foreign is a DataError."""
         import xarray as xr
 
         try:
-            with xr.open_dataset(path, engine="scipy") as file:
+            content = Path(path).read_bytes()
+            body, seal = content[:-32], content[-32:]
+            if hashlib.sha256(body).digest() != seal:
+                raise ValueError("it is cut, damaged or foreign: it does not match its own checksum")
+            # a unit such as "days since birth" is a unit, and no calendar
+            with xr.open_dataset(BytesIO(body), engine="scipy", decode_times=False, decode_timedelta=False) as file:
                 data = file.load()
-            written, seal = data.attrs.pop("icrl_lab_reading"), data.attrs.pop("icrl_lab_seal")
-            head = json.loads(written)
-            found = cls(str(head["question"]), data[head["names"]], head["about"])
-            if seal != _seal(written, found.data):
-                raise ValueError("it does not match its own checksum")
-            return found
+            head = json.loads(data.attrs.pop(HEAD))
+            held = data[head["names"]].assign_coords(data.coords)  # also those of axes that no array has
+            return cls(str(head["question"]), held, head["about"])
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except _BROKEN as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a saved reading: {error}") from None
 
     def __repr__(self) -> str:
@@ -110,20 +127,30 @@ class Reading:
         return f"Reading({self.question!r}, {arrays})"
 
 
-def _seal(head: str, data: xr.Dataset) -> str:
-    """A digest of everything that a reading holds, whatever types a file keeps it in."""
-    digest = hashlib.sha256(head.encode())
-    for name in sorted(map(str, data.variables)):
-        array = data.variables[name]
+def _storable(data: xr.Dataset) -> xr.Dataset:
+    """The same in types that netCDF 3 has: whole numbers of 32 bits, or larger ones as the floats they are equal to."""
+    out = data.copy()
+    for name, array in data.variables.items():
         values = array.values
-        plain = (
-            "\x1f".join(values.astype(str).ravel()).encode()
-            if values.dtype.kind in "UO"
-            else values.astype("<f8").tobytes()
-        )
-        attrs = json.dumps({str(k): str(v) for k, v in array.attrs.items()}, sort_keys=True)
-        digest.update(f"{name} {array.dims} {values.shape} {attrs} ".encode() + plain)
-    return digest.hexdigest()
+        dtype: Any = None
+        if values.dtype.kind in "iu":
+            dtype = np.dtype("i4") if (values.astype("i4") == values).all() else np.dtype("f8")
+            if (values.astype(dtype).astype(values.dtype) != values).any():
+                raise DataError(f"{name!r} holds whole numbers beyond 2**53, which a reading cannot keep")
+        elif values.dtype == np.float16:
+            dtype = np.dtype("f4")
+        if dtype is not None:
+            out = (
+                out.assign_coords({name: array.astype(dtype)})
+                if name in data.coords
+                else out.assign({name: array.astype(dtype)})
+            )
+    return out
+
+
+def _jsonable(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy as it comes back from a file: lists for tuples, plain numbers for numpy's. TypeError for what JSON cannot say."""
+    return json.loads(json.dumps(dict(about), default=_plain))
 
 
 def _plain(value: Any) -> Any:

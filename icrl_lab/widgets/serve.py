@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,14 +111,17 @@ def open_dash(folder: str | os.PathLike, *, browser: bool = True, port: int = 88
 
 
 def _serve(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a server until it ends or Ctrl-C stops it, which is how it is meant to end."""
+    """Run a server until it ends, or until Ctrl-C or SIGTERM stops it, which is how it is meant to end."""
     with subprocess.Popen(command, env={**os.environ, **environment}) as server:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return server.wait()
         except KeyboardInterrupt:
             server.terminate()
             server.wait()
             return 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _need(module: str, extra: str) -> None:

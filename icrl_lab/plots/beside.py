@@ -1,0 +1,192 @@
+"""What the figures of order and similarity share: an arm, its controls and the simple predictors, side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from icrl_lab.errors import DataError, nearest
+from icrl_lab.plots import style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    import xarray as xr
+
+    from icrl_lab.values import Reading
+
+LOOKS = {  # predictors are open shapes: they have no vectors to read
+    **style.CONTROLS,
+    "text": (style.GREEN, "square"),
+    "mean": (style.ORANGE, "star-open"),
+    "majority": (style.ORANGE, "star-open"),
+    "knn": (style.GREY, "triangle-up-open"),
+    "ridge": (style.GREY, "diamond-open"),
+    "logistic": (style.GREY, "diamond-open"),
+}
+DASHES = {"mean": "dash", "majority": "dash", "knn": "dot", "ridge": "dashdot", "logistic": "dashdot"}
+NAMES = {
+    "real": "real vectors", "noise": "noise vectors", "text": "the item as text", "mean": "mean of the shots' labels",
+    "majority": "most frequent class of the shots", "knn": "neighbours on the same shots", "ridge": "ridge on the same shots",
+    "logistic": "logistic on the same shots",
+}  # fmt: skip
+METRICS = {"pearson": "Pearson r", "rmse": "RMSE", "accuracy": "accuracy"}
+SOURCES = {  # colour and pattern of each source of variance
+    "query": (style.BLUE, ""), "selection": (style.ORANGE, "/"), "query x selection": (style.GREEN, "x"),
+    "seed": (style.VERMILLION, "\\"), "query x seed": (style.PURPLE, "."), "order": (style.SKY, "-"), "query x order": (style.GREY, "+"),
+}  # fmt: skip
+
+
+def metric_of(data: xr.Dataset, metric: str | None) -> str:
+    """The metric asked for, or the reading's first."""
+    known = data["metric"].values.tolist()
+    if metric is not None and metric not in known:
+        raise DataError(f"the reading has no metric {metric!r}; {nearest(metric, known)}")
+    return metric or str(known[0])
+
+
+def unit_of(reading: Reading, metric: str) -> str:
+    """A metric's name with its units."""
+    units = f" [{style.safe(reading.about.get('units', ''))}]" if metric == "rmse" else ""
+    return METRICS.get(metric, metric) + units
+
+
+def bars(figure: go.Figure, row: int, col: int, values: Any, name: str, **options: Any) -> None:
+    """One kind of answer as marks with intervals. values: x, y, low, high; `flat` puts the values on the x axis."""
+    x, y, low, high = (np.asarray(v, float) for v in values)
+    colour, shape = LOOKS.get(name, style.look(name))
+    flat = options.get("flat", False)
+    value: Any = x if flat else y
+    reach: dict[str, Any] = {
+        "array": np.nan_to_num(high - value), "arrayminus": np.nan_to_num(value - low), "color": colour, "thickness": 1.3, "width": 3,
+    }  # fmt: skip
+    words = options.get("words", NAMES.get(name, name))
+    figure.add_trace(
+        style.graph_objects().Scatter(
+            x=x, y=y, name=style.safe(words, 40), legendgroup=name, mode=options.get("mode", "markers"),
+            showlegend=options.get("legend", True), **{"error_x" if flat else "error_y": reach},
+            line={"color": colour, "width": 1.5, "dash": DASHES.get(name, "solid")},
+            marker={"color": colour, "symbol": shape, "size": 8, "line": {"width": 1.4, "color": colour}},
+            customdata=np.stack([low, high, options.get("p", np.full(len(low), np.nan))], -1),
+            hovertemplate=f"<b>{style.safe(words)}</b><br>%{{{'x' if flat else 'y'}:.3g}} [%{{customdata[0]:.3g}}, "
+            f"%{{customdata[1]:.3g}}]{options.get('more', '')}<extra></extra>",
+        ),
+        row=row, col=col,
+    )  # fmt: skip
+
+
+def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, title: str, caption: str) -> go.Figure:
+    """Conditions along `dim` as blocks of rows: on the left each answer's score, on the right what the arm has over the others."""
+    style.graph_objects()
+    from plotly.subplots import make_subplots
+
+    data = reading.data
+    metric = metric_of(data, metric)
+    by, versus = data["by"].values.tolist(), data["versus"].values.tolist()
+    figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.58, 0.42], horizontal_spacing=0.03)
+    conditions = data[dim].values.tolist()
+    block = len(by) + 1.2
+    tops = -block * np.arange(len(conditions))
+    for place, name in enumerate(by):
+        cell = data.sel(metric=metric, by=name)
+        bars(
+            figure,
+            1,
+            1,
+            (cell["score"].values, tops - place, cell["score_low"].values, cell["score_high"].values),
+            name,
+            flat=True,
+        )
+        if name in versus:
+            cell = data.sel(metric=metric, versus=name)
+            values = (cell["gain"].values, tops - place, cell["gain_low"].values, cell["gain_high"].values)
+            more = "<br>corrected p %{customdata[2]:.3f}"
+            bars(
+                figure,
+                1,
+                2,
+                values,
+                name,
+                flat=True,
+                legend=False,
+                p=cell["gain_q"].values,
+                more=more,
+                words=f"real less {NAMES.get(name, name)}",
+            )
+    for top in tops[1:]:
+        figure.add_hline(y=top + 1.1, line={"color": style.GRID, "width": 1})
+    figure.add_vline(x=0, line={"color": style.LINE, "width": 1.4}, row=1, col=2)
+    figure.update_yaxes(range=[tops[-1] - len(by) + 0.2, 0.8], showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        tickvals=tops - (len(by) - 1) / 2, ticktext=[names.get(c, style.safe(c, 24)) for c in conditions], row=1, col=1
+    )
+    reach = _reach(data.sel(metric=metric), "score")
+    figure.update_xaxes(title=unit_of(reading, metric), range=reach, row=1, col=1, title_standoff=6)
+    figure.update_xaxes(
+        title="arm less other", range=_reach(data.sel(metric=metric), "gain"), row=1, col=2, title_standoff=6
+    )
+    words = f"{caption} Left: {METRICS.get(metric, metric)}; right: what the arm has over each, paired on the same seeds and queries. "
+    words += f"n = {reading.about['n']}; bars are 95 % intervals over new seeds and queries."
+    return style.finish(figure, title, words, int(13 * block * len(conditions)) + 20, legend_rows=-(-len(by) // 2))
+
+
+def _reach(data: xr.Dataset, name: str) -> list[float]:
+    """All estimates, and intervals as far as they do not crush them."""
+    value, low, high = (data[f"{name}{tail}"].values for tail in ("", "_low", "_high"))
+    least, most = float(np.nanmin(value)), float(np.nanmax(value))
+    room = max(most - least, 0.3)
+    ends = max(float(np.nanmin(low)), least - 0.8 * room), min(float(np.nanmax(high)), most + 0.8 * room)
+    return [min(ends[0], 0.0) - 0.05 * room, max(ends[1], 0.0) + 0.05 * room]
+
+
+def share(reading: Reading) -> go.Figure:
+    """Where the variance of answers comes from: stacked bars for each control, and each share with its interval."""
+    go = style.graph_objects()
+    from plotly.subplots import make_subplots
+
+    data = reading.data
+    if "share" not in data:
+        raise DataError("this reading has no split of variance; it takes at least 2 seeds and 2 orders")
+    controls, sources = data["control"].values.tolist(), data["source"].values.tolist()
+    height = [28.0 * len(controls) + 20, 20.0 * (len(controls) + 0.7) * len(sources) + 20]
+    figure = make_subplots(2, 1, row_heights=height, vertical_spacing=60 / sum(height), shared_xaxes=False)
+    for source in sources:
+        colour, pattern = SOURCES[source]
+        held = data["share"].sel(source=source).values
+        figure.add_trace(
+            go.Bar(
+                x=held, y=[NAMES.get(c, c) for c in controls], orientation="h", name=source.replace("x", "×"), showlegend=True,
+                marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25, "fgcolor": "rgba(255,255,255,0.75)"}},
+                text=[f"{v:.0%}" if v >= 0.06 else "" for v in held], textposition="inside", insidetextanchor="middle",
+                hovertemplate="%{y}: %{x:.1%}<extra>" + source + "</extra>",
+            ),
+            row=1, col=1,
+        )  # fmt: skip
+    block = len(controls) + 0.7
+    tops = -block * np.arange(len(sources))
+    for place, control in enumerate(controls):
+        cell = data.sel(control=control)
+        marks = (cell["share"].values, tops - place, cell["share_low"].values, cell["share_high"].values)
+        bars(figure, 2, 1, marks, control, flat=True)
+    figure.update_layout(barmode="stack", bargap=0.25)
+    figure.update_yaxes(autorange="reversed", row=1, col=1, showgrid=False)
+    ticks = [s.replace("x", "×") if len(s.split()) > 1 else s for s in sources]
+    figure.update_yaxes(
+        tickvals=tops - (len(controls) - 1) / 2, ticktext=ticks, row=2, col=1, showgrid=False, zeroline=False
+    )
+    figure.update_xaxes(range=[0, 1], tickformat=".0%", row=1, col=1)
+    figure.update_xaxes(
+        range=[-0.02, 1.02], tickformat=".0%", title="share of the variance of answers", row=2, col=1, title_standoff=6
+    )
+    how = reading.about.get("variance", {})
+    words = (
+        f"n = {reading.about['n']}; query × order is what an order does to one query alone. {style.safe(how.get('real', ''))}; below with "
+        f"{reading.about.get('variance interval', '')}."
+    )
+    return style.finish(
+        figure,
+        "Where the variance of answers comes from",
+        words,
+        int(sum(height)) + 60,
+        legend_rows=-(-(len(sources) + len(controls)) // 2),
+    )

@@ -1,0 +1,115 @@
+"""The probes of a study file: asked, kept, never computed twice, reopened without a model, shown in the report."""
+
+import pytest
+
+from icrl_lab.errors import DataError, StudyError
+from icrl_lab.probes import QUESTIONS, probe, running
+from icrl_lab.studies import Study, open_run
+from icrl_lab.studies.spec import StudySpec
+from tests.toy import PLAN, toy_llm, toy_task, toy_vectors
+
+ASKED = {
+    "questions": ["lens"],
+    "arm": "zero-pad",
+    "seeds": [0, 2],
+    "queries": 12,
+    "options": {"lens": {"permutations": 4, "top": 2}},
+}
+
+
+def spec(**probes):
+    return StudySpec.from_dict(
+        {"task": {"name": "synthetic"}, "study": {**PLAN, "queries": 12}, "probes": {**ASKED, **probes}}
+    )
+
+
+def study(**probes):
+    task = toy_task()
+    return Study(task, toy_vectors(task), toy_llm(), spec=spec(**probes))
+
+
+def test_a_run_asks_its_probes_once_and_opens_without_a_model(tmp_path, monkeypatch):
+    made = []
+    real = running.probe
+    monkeypatch.setattr(running, "probe", lambda question, *a, **k: made.append(question) or real(question, *a, **k))
+    result = study().run(tmp_path / "run", progress=False)
+    assert made == ["lens"] and (tmp_path / "run" / "readings" / "lens.nc").is_file()
+    opened = open_run(tmp_path / "run")
+    kept = opened.lens()
+    assert kept.question == "lens" and kept.about["arm"] == "zero-pad" and opened.study is None
+    live = result.lens(arm="zero-pad", seeds=(0, 2), queries=12, permutations=4, top=2)
+    first = kept.names[0]
+    assert (abs(kept[first].values - live[first].values) < 1e-4).all()
+    study().run(tmp_path / "run", resume=True, progress=False)
+    assert made == ["lens"]  # the same question is not asked again
+    study(seeds=[1]).run(tmp_path / "run", resume=True, progress=False)
+    assert made == ["lens", "lens"]  # other options are another question, and the study is still the same one
+    with pytest.raises(DataError, match=r"opened without a model.*saved readings: lens"):
+        opened.attention()
+    with pytest.raises(DataError, match="with options"):
+        opened.lens(queries=3)
+
+
+def test_the_report_shows_what_was_probed(tmp_path):
+    from icrl_lab import report
+
+    study().run(tmp_path / "run", progress=False)
+    page = report.write(tmp_path / "run").read_text()
+    assert "Inside the model" in page and "<h3>Lens</h3>" in page and 'id="lens-0"' in page
+    (tmp_path / "run" / "readings" / "lens.nc").write_bytes(b"CDF\x01 broken")
+    with pytest.raises(DataError, match=r"lens\.nc is not a saved reading"):
+        report.write(tmp_path / "run")
+
+
+def test_a_stop_keeps_the_readings_that_are_finished(tmp_path, monkeypatch):
+    real = running.probe
+
+    def stops(question, *args, **options):
+        if question == "geometry":
+            raise KeyboardInterrupt
+        return real(question, *args, **options)
+
+    monkeypatch.setattr(running, "probe", stops)
+    with pytest.raises(KeyboardInterrupt):
+        study(questions=["lens", "geometry"]).run(tmp_path / "run", progress=False)
+    opened = open_run(tmp_path / "run")
+    assert set(opened.readings()) == {"lens"} and len(opened.predictions)
+
+
+@pytest.mark.parametrize(
+    "wrong,sentence",
+    [
+        ({"questions": ["atention"]}, "did you mean 'attention'"),
+        ({"arm": "ridge"}, "arm 'ridge' is not in the study"),
+        ({"queries": 1}, "whole number from 3"),
+        ({"options": {"lens": {"permutation": 3}}}, "did you mean 'permutations'"),
+        ({"options": {"geometry": {"queries": 3}}}, "options of 'geometry', which it does not ask"),
+        ({"option": {}}, "has no key 'option'"),
+    ],
+)
+def test_a_wrong_question_is_one_sentence(wrong, sentence):
+    with pytest.raises(StudyError, match=sentence):
+        spec(**wrong)
+
+
+def test_a_study_file_with_probes_reads_back_equal(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(spec().to_toml())
+    again = StudySpec.read(path)
+    assert again == spec() and again.hash == spec().hash != spec(queries=5).hash
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_question_has_its_probe_its_figure_and_its_door(question):
+    from importlib import import_module
+
+    from icrl_lab.studies.result import StudyResult
+
+    assert callable(getattr(import_module(f"icrl_lab.probes.{question}"), question))
+    drawn = import_module(f"icrl_lab.plots.{question}")
+    assert callable(drawn.figure) and callable(drawn.figures) and callable(getattr(StudyResult, question))
+
+
+def test_an_unknown_question_is_refused():
+    with pytest.raises(StudyError, match="did you mean 'geometry'"):
+        probe("geometri", study())
