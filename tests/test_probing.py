@@ -45,7 +45,7 @@ def test_a_run_asks_its_probes_once_and_opens_without_a_model(tmp_path, monkeypa
     study(seeds=[1]).run(tmp_path / "run", resume=True, progress=False)
     assert made == ["lens", "lens"]  # other options are another question, and the study is still the same one
     with pytest.raises(DataError, match=r"opened without a model.*saved readings: lens"):
-        opened.attention()
+        opened.geometry()
     with pytest.raises(DataError, match="with options"):
         opened.lens(queries=3)
 
