@@ -206,9 +206,10 @@ def test_what_is_lost_at_a_depth_is_called_lost_there():
     assert first[0] == ["depth 0", "depth 2"] and lost[0] == ["depth 4", "none found: it is there to the last depth"]
     assert first[1][0] == "depth 4" and lost[1][0] == "none found: it is there to the last depth"
     assert first[1][1] == "none found" and lost[1][1] == "none found: it is never there"
-    assert into["first_low"][1][0].tolist() == into["first_high"][1][0].tolist() == [0, 2]
-    assert into["lost_low"][1][0, 0] == 4 <= into["lost_high"][1][0, 0]
-    assert into["lost_share"][1][0][0] > 0.9 and into["lost_share"][1][0][1] == 0
+    low, high = np.array(into["first_low"][1][0]), np.array(into["first_high"][1][0])
+    assert (low <= [0, 2]).all() and (high >= [0, 2]).all()
+    assert into["lost_low"][1][0, 0] <= 4 <= into["lost_high"][1][0, 0]
+    assert into["lost_share"][1][0][0] > 0.9 and into["lost_share"][1][0][1] < 0.1
 
 
 def test_landmarks_of_truths():

@@ -79,7 +79,7 @@ def test_a_stop_keeps_the_readings_that_are_finished(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "wrong,sentence",
     [
-        ({"questions": ["atention"]}, "did you mean 'attention'"),
+        ({"questions": ["geometri"]}, "did you mean 'geometry'"),
         ({"arm": "ridge"}, "arm 'ridge' is not in the study"),
         ({"queries": 1}, "whole number from 3"),
         ({"options": {"lens": {"permutation": 3}}}, "did you mean 'permutations'"),
