@@ -1,5 +1,8 @@
 """Small transformers whose mechanism is known, because their weights are set by hand: the truth that probes are held to.
 
+Items are unit vectors: a random direction, and one coordinate that all of them share, as an encoder's vectors share a mean. So
+the mean of them says nothing of any item, and is as long a vector as any once RMSNorm has seen it.
+
 Prompts are in the layout "arrow", and each part is one token: the slot, " ->", the label's letter, a line's end. The answer is
 read at the last " ->". Five blocks of four heads; two heads share keys and values.
 
@@ -17,8 +20,8 @@ What each head does:
     PREVIOUS  (block 1, head 2) looks a fixed number of tokens back, which three fast pairs of RoPE make sharp: letters look
               two back, at their shot's slot, every other token one back, which for " ->" is the slot, too. It writes what it
               finds in VECTOR into MOVED. So a label's place knows its shot's vector, and the answer's place the query's.
-    COPY      (block 3, head 1) compares MOVED at the answer's place with MOVED at every letter, in pairs of RoPE so slow that
-              places do not matter, takes a sharp softmax, and writes LABEL of where it looked into OUTPUT.
+    COPY      (block 3, head 1) compares MOVED (but for what all share) at the answer's place with MOVED at every letter, in pairs
+              of RoPE so slow that places do not matter, takes a sharp softmax, and writes LABEL of where it looked into OUTPUT.
               kind "nearest"  only that: the label of the shot with the nearest vector, wherever it stands
               kind "recency"  one pair of medium speed takes off the same amount for every token of distance: a later
                               shot wins over a somewhat nearer one
@@ -48,7 +51,7 @@ PREVIOUS, COPY = (1, 2), (3, 1)  # (block, head)
 FAMILIES = {"llama": "digits", "qwen2": "gpt2"}  # and the tokenizer of each
 KINDS = ("nearest", "recency", "blind", "random")
 
-D, WIDE = 8, 64  # length of an item's vector
+D, WIDE = 8, 64  # length of an item's vector; its last coordinate is the one that all share
 VECTOR, MOVED, LABEL, OUTPUT = slice(0, 8), slice(8, 16), slice(16, 26), slice(26, 36)
 CONSTANT, LETTER, IDENTITY = 36, 37, slice(38, 80)
 NORM = WIDTH**0.5  # of every token, so that the first norm changes nothing
@@ -58,8 +61,8 @@ LETTERS = tuple("abcdefghij")
 THETA = 1e12
 FAST, MEDIUM, SLOW, STILL = (0, 1, 2), 3, (8, 9, 10, 11), 15  # pairs of RoPE and what they are for
 FAR = 40.0  # how far below its peak PREVIOUS scores a place that differs in a whole fast pair
-SHARPNESS = 40.0  # score of a cosine of one
-RECENCY = 2.5  # score that a shot of four tokens loses against the next
+SHARPNESS = 40.0  # score of two equal directions
+RECENCY = 6.0  # score that a shot of four tokens loses against the next
 CONFIDENCE = 8.0  # logit of the copied letter above the others
 
 PLAN = dict(
@@ -89,13 +92,13 @@ def planted_study(
 
 
 def planted_items(width: int = D, n: int = 120, seed: int = 0) -> tuple[Task, Vectors]:
-    """n items: random directions of `width` dimensions, and their first coordinate as the number asked for."""
-    x = np.random.default_rng([seed, 5]).standard_normal((n, width))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    """n items: random directions beside the shared coordinate, and their first coordinate as the number asked for."""
+    x = np.random.default_rng([seed, 5]).standard_normal((n, width - 1))
+    x = np.c_[x / np.linalg.norm(x, axis=1, keepdims=True), np.ones(n)] / np.sqrt(2)
     ids = tuple(f"item{i}" for i in range(n))
     text = tuple("abcdefgh"[i % 8] * (1 + i % 3) for i in range(n))
     pool, queries = np.arange(0, n, 2), np.arange(1, n, 2)
-    task = Task("planted", ids, tuple(range(n)), text, 2 * x[:, 0], None, "u", "size", "table", pool, queries)
+    task = Task("planted", ids, tuple(range(n)), text, 3 * x[:, 0], None, "u", "size", "table", pool, queries)
     return task, Vectors(x, ids, f"planted/{width}")
 
 
@@ -235,10 +238,11 @@ def _copy(head: _Head, kind: str) -> None:
     shrunk = NORM / (NORM**2 + MOVED_NORM**2) ** 0.5  # what RMSNorm does where a vector was moved to
     root = HEAD_WIDTH**0.5
     sharpness = 0.0 if kind == "blind" else SHARPNESS
+    own = 2**0.5 / (shrunk * MOVED_NORM)  # makes a unit of the part of a vector that is not shared
     vector = [row for pair in SLOW for row in head.pair(pair)]
-    for i, row in enumerate(vector):
-        head.q[row, MOVED.start + i] = sharpness * root / (shrunk * MOVED_NORM)
-        head.k[row, MOVED.start + i] = 1.0 / (shrunk * MOVED_NORM)
+    for i, row in enumerate(vector[: D - 1]):
+        head.q[row, MOVED.start + i] = sharpness * root * own
+        head.k[row, MOVED.start + i] = own
     flag = 1.0 / (2.0 * shrunk)  # makes a one of a flag
     rows = head.pair(STILL)
     head.q_bias[rows] = _turned(0, 2.5 * SHARPNESS * root)

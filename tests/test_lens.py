@@ -67,6 +67,21 @@ def test_a_state_that_all_queries_share_says_nothing(read):
     assert np.ptp(reading["outcome"].sel(**at).values, axis=-1).max() == 0 or "true class" in reading.about["units"]
 
 
+@pytest.mark.real
+def test_the_real_models_lens_ends_in_its_answer(smollm2):
+    task = toy_task()
+    study = Study(
+        task,
+        Vectors(np.random.default_rng(1).standard_normal((60, 10)), task.ids, "t/1"),
+        smollm2,
+        **PLAN | {"queries": 10},
+    )
+    reading = lens(study, "zero-pad", seeds=[0], permutations=1)
+    own = scene(study, "zero-pad", seed=0).read()
+    assert np.abs(reading["outcome"].sel(control="real", seed=0, depth=30).values - own).max() < 1e-3
+    assert reading.about["lens against answer"] < 1e-3
+
+
 def test_correlations_have_the_studys_intervals():
     reading = lens(toy_study(queries=30, seeds=3, arms=["zero-pad"]), permutations=1)
     target = toy_task().targets[[int(i[4:]) for i in reading.data["query"].values]]

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from icrl_lab.engine.proof import plain, variation
+from icrl_lab.probes.attention import attention as attention_probe
+from icrl_lab.probes.attribution import attribution
 from icrl_lab.probes.geometry import geometry
 from icrl_lab.probes.lens import lens
+from icrl_lab.probes.order import order
+from icrl_lab.probes.patching import cuts, heads, patching
+from icrl_lab.probes.pause import pause
 from icrl_lab.probes.scene import Scene, scene
 from icrl_lab.studies import Study
 from icrl_lab.values import Capture
@@ -137,17 +142,125 @@ MOVED, COPIED = (
 
 
 @FAMILY
-def test_the_lens_finds_the_depth_where_the_answer_is_copied_and_where_the_vector_arrives(family):
-    found = lens(study(family=family), queries=24)
-    final = found["final"].sel(control="real")
-    assert (final[COPIED:] > 0.98).all() and (abs(final[:COPIED]) < 0.5).all()
-    real, noise = (found["score_q"].sel(control=c, position="answer") for c in ("real", "noise"))
-    assert (real[MOVED:] < 0.05).all() and (real[:MOVED] > 0.5).all() and (noise > 0.05).all()
+def test_attention_finds_the_copy_head_first_and_no_other(family):
+    found = attention_probe(study(family=family), against=("noise",))
+    top = tuple(found[f"top_{name}"].values[0].item() for name in ("row", "target", "layer", "head"))
+    assert top == ("answer", "label", *COPY)
+    sure = (found["gain_q"] < 0.05).values
+    where = found["gain"].sel(row="answer", target="label", layer=COPY[0], head=COPY[1])
+    assert sure.sum() == 1 and float(where) > 0.7
+    assert float(found["gain_q"].where(found["gain"] == where).min()) < 1e-6
+    assert (found["follows_q"].sel(control="noise") > 0.05).all()
+
+
+def test_attention_finds_no_head_that_follows_where_none_does():
+    found = attention_probe(study("blind"), against=("noise",))
+    assert (found["gain_p"] > 0.05).all()
 
 
 @FAMILY
-def test_geometry_finds_the_depth_where_the_vector_arrives(family):
-    found = geometry(study(family=family), queries=24, permutations=100)
+def test_patching_finds_depth_and_position(family):
+    found = patching(study(family=family), seeds=SEEDS, depths=range(BLOCKS + 1), gradient=family == "llama")
+    share, q, placebo = found["share"], found["share_q"], found["placebo"]
+    slots, answer, labels = (share.sel(group=g).values for g in ("all slots", "answer", "shot labels"))
+    assert np.abs(slots - (np.arange(BLOCKS + 1) < MOVED)).max() < 1e-3  # from PREVIOUS on it is no longer in the slots
+    assert (
+        np.abs(answer[COPIED:] - 1).max() < 1e-3 and np.abs(answer[:MOVED]).max() < 1e-3
+    )  # from COPY on, all at the answer
+    assert (answer[MOVED:COPIED] > 0.2).all() and (answer[MOVED:COPIED] < 0.95).all()  # between, the query's half of it
+    assert (labels[MOVED:COPIED] > 0.1).all() and np.abs(np.delete(labels, range(MOVED, COPIED))).max() < 1e-3
+    assert np.abs(share.sel(group="query slot").values[MOVED:]).max() < 1e-3
+    assert (q.sel(group="answer").values[COPIED:] < 0.01).all() and (
+        q.sel(group="all slots").values[:MOVED] < 0.01
+    ).all()
+    assert float(placebo.sel(group="answer")[COPIED:].max()) < 0.5
+
+
+@FAMILY
+def test_patching_finds_the_two_heads(family):
+    found = heads(study(family=family), seeds=SEEDS)
+    share, q = found["share"].sel(group="answer").values.copy(), found["share_q"].sel(group="answer").values
+    assert abs(share[COPY] - 1) < 1e-3 and share[PREVIOUS] > 0.2
+    assert {tuple(at) for at in np.argwhere(q < 0.05).tolist()} == {COPY, PREVIOUS}
+    share[COPY] = share[PREVIOUS] = 0
+    assert np.abs(share).max() < 1e-3
+    assert abs(float(found["placebo"].sel(group="answer", layer=COPY[0], head=COPY[1]))) < 0.3
+
+
+@FAMILY
+def test_cutting_the_answer_from_the_labels_destroys_it_and_a_placebo_does_not(family):
+    found = cuts(study(family=family), seeds=SEEDS, rows=("answer",), windows=BLOCKS)
+    effect, placebo = found["effect"].sel(rows="answer"), found["placebo"].sel(rows="answer")
+    each = effect.isel(window=slice(1, None))
+    here = {"shot labels": COPY[0], "query slot": PREVIOUS[0], "shot slots": None}
+    for column, block in here.items():
+        whole = float(effect.sel(columns=column).isel(window=0))
+        moved = each.sel(columns=column).values
+        assert (whole > 0.3) == (block is not None)
+        assert np.abs(moved - [whole * (b == block) for b in range(BLOCKS)]).max() < 1e-3
+    assert float(placebo.max()) < 1e-3
+    sure = cuts(study(family=family), seeds=SEEDS, rows=("answer",), windows=0)
+    assert (sure["beyond_q"].sel(columns=["shot labels", "query slot"]) < 0.05).all()
+    assert (sure["beyond_q"].sel(columns="shot slots") > 0.5).all()
+
+
+def test_attribution_finds_the_nearest_shot():
+    asked = study(family="qwen2")
+    found = attribution(asked, methods=("ig", "ablation"), seeds=SEEDS, queries=8)
+    size = np.abs(found["attribution"])
+    near = np.stack([nearest_shot(scene(asked, seed=s, queries=8)) for s in SEEDS])
+    hit = (size.argmax("shot").transpose("by", "control", "seed", "query") == near).mean(("seed", "query"))
+    real, noise = hit.sel(control="real"), hit.sel(control="noise")
+    assert (real.sel(by=["ablation", "leave-one-out"]) > 0.9).all()
+    assert real.sel(by="ig") > 0.25 and real.sel(by="placebo") < 0.4 and (noise < 0.4).all()
+    assert found["agreement"].sel(by="ablation", other="leave-one-out", control="real") > 0.8
+    assert (found["nearness_low"].sel(by=["ablation", "leave-one-out"], control="real") > 0.4).all()
+
+
+ORDER = dict(queries=6, places=3, squares=1)  # of four shots: all their permutations
+
+
+def test_the_order_probe_finds_no_order_where_there_is_none():
+    found = order(planted_study("nearest", "qwen2", shots=4, seeds=4), **ORDER)
+    assert found.data.sizes["permutation"] == 24 and float(found["between"].min()) > 0.2  # answers differ, and yet
+    assert float(found["spread"].max()) < 1e-3 and np.abs(found["recency"]).max() < 1e-3
+    for name in ("recency", "swing", "tilt", "trend"):
+        assert (found[f"{name}_p"] > 0.01).all(), name
+    assert (found["lean_q"] > 0.05).all() and (found["change_q"] > 0.05).all()
+    assert (found["share"].sel(control="real", source=["order", "query x order"]) < 1e-4).all()
+
+
+def test_the_order_probe_finds_recency():
+    found = order(planted_study("recency", shots=4, seeds=6), **ORDER)
+    for name in ("recency", "swing", "trend"):
+        assert (found[name] > 0).all() and found[f"{name}_low"].sel(control="real") > 0, name
+        assert found[f"{name}_p"].sel(control="real") < 0.05, name
+    assert (found["spread"] > 0.1).all()
+    lean, weight = (found[name].sel(control="real").values for name in ("lean", "weight"))
+    assert lean.argmax() == 3 and lean.argmin() == 0 and weight[-1] > 2 * weight[0]
+    assert (found["recency_gain_q"] > 0.05).all()  # it is not the vectors' doing
+
+
+def test_pause_says_that_the_vector_is_read():
+    found = pause(planted_study("nearest", seeds=8)).about["verdict"]
+    assert found == {"without text": "read", "with text": "read"}
+
+
+def test_pause_says_that_a_blind_model_ignores_it():
+    found = pause(planted_study("blind", "qwen2", queries=12)).about["verdict"]
+    assert found == {"without text": "ignored", "with text": "ignored"}
+
+
+def test_the_lens_finds_the_depth_where_the_answer_is_copied_and_where_the_vector_arrives():
+    found = lens(study(), seeds=SEEDS[:2], queries=24, permutations=39)
+    final = found["final"].sel(control="real")
+    assert (final[COPIED:] > 0.98).all() and (abs(final[:COPIED]) < 0.5).all()
+    real, noise = (found["score_q"].sel(control=c, position="answer") for c in ("real", "noise"))
+    assert (real[MOVED:COPIED] < 0.05).all() and (real[:MOVED] > 0.5).all() and (noise > 0.05).all()
+
+
+def test_geometry_finds_the_depth_where_the_vector_arrives():
+    found = geometry(study(family="qwen2"), queries=24, permutations=100)
     first = found["first"].sel(relation="encoder")
     assert first.sel(position="slot") == 0 and first.sel(position="answer") == MOVED
     assert found["encoder_rsa"].sel(control="real", space=f"answer {MOVED}") > 0.99

@@ -37,6 +37,16 @@ SOURCES = {  # colour and pattern of each source of variance
 }  # fmt: skip
 
 
+def finish(figure: go.Figure, title: str, caption: str, height: int, entries: int, panels: bool = False) -> go.Figure:
+    """As style.finish, with room for a legend of so many entries; `panels` have titles of their own, which the legend stands above."""
+    rows = -(-entries // 2)
+    figure = style.finish(figure, title, caption, height + 22 * panels, rows + panels if rows else 0)
+    figure.update_layout(legend_tracegroupgap=0)
+    if panels and rows:
+        figure.update_layout(legend_y=1 + 20 / (height + 22))
+    return figure
+
+
 def metric_of(data: xr.Dataset, metric: str | None) -> str:
     """The metric asked for, or the reading's first."""
     known = data["metric"].values.tolist()
@@ -127,7 +137,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
     )
     words = f"{caption} Left: {METRICS.get(metric, metric)}; right: what the arm has over each, paired on the same seeds and queries. "
     words += f"n = {reading.about['n']}; bars are 95 % intervals over new seeds and queries."
-    return style.finish(figure, title, words, int(13 * block * len(conditions)) + 20, legend_rows=-(-len(by) // 2))
+    return finish(figure, title, words, int(13 * block * len(conditions)) + 20, len(by))
 
 
 def _reach(data: xr.Dataset, name: str) -> list[float]:
@@ -156,7 +166,7 @@ def share(reading: Reading) -> go.Figure:
         figure.add_trace(
             go.Bar(
                 x=held, y=[NAMES.get(c, c) for c in controls], orientation="h", name=source.replace("x", "×"), showlegend=True,
-                marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25, "fgcolor": "rgba(255,255,255,0.75)"}},
+                marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.75)"}},
                 text=[f"{v:.0%}" if v >= 0.06 else "" for v in held], textposition="inside", insidetextanchor="middle",
                 hovertemplate="%{y}: %{x:.1%}<extra>" + source + "</extra>",
             ),
@@ -174,19 +184,15 @@ def share(reading: Reading) -> go.Figure:
     figure.update_yaxes(
         tickvals=tops - (len(controls) - 1) / 2, ticktext=ticks, row=2, col=1, showgrid=False, zeroline=False
     )
-    figure.update_xaxes(range=[0, 1], tickformat=".0%", row=1, col=1)
+    figure.update_xaxes(range=[-0.02, 1.02], tickformat=".0%", row=1, col=1)
     figure.update_xaxes(
         range=[-0.02, 1.02], tickformat=".0%", title="share of the variance of answers", row=2, col=1, title_standoff=6
     )
     how = reading.about.get("variance", {})
     words = (
-        f"n = {reading.about['n']}; query × order is what an order does to one query alone. {style.safe(how.get('real', ''))}; below with "
+        f"n = {reading.about['n']}; query × order is what an order does to one query alone. Above: {style.safe(how.get('real', ''))}; below with "
         f"{reading.about.get('variance interval', '')}."
     )
-    return style.finish(
-        figure,
-        "Where the variance of answers comes from",
-        words,
-        int(sum(height)) + 60,
-        legend_rows=-(-(len(sources) + len(controls)) // 2),
+    return finish(
+        figure, "Where the variance of answers comes from", words, int(sum(height)) + 60, len(sources) + len(controls)
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import LOOKS, NAMES, bars, dots, share
+from icrl_lab.plots.beside import LOOKS, NAMES, bars, dots, finish, share
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -67,7 +67,7 @@ def figure(reading: Reading) -> go.Figure:
         f"n = {about['n']}; {style.safe(about.get('permutations', ''))}. Above: the same shots stand once on each place (Latin squares). "
         "Below: slopes over permutations; they sum to about zero. Bars are 95 % intervals over new seeds and queries."
     )
-    return style.finish(made, "Does it matter where a shot stands?", words, 600, legend_rows=-(-len(controls) // 2))
+    return finish(made, "Does it matter where a shot stands?", words, 600, len(controls), panels=True)
 
 
 def _range(arrays: list[Any]) -> list[float]:
@@ -105,14 +105,19 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     made.update_xaxes(showticklabels=False, showgrid=False, zeroline=False, range=[-0.8, len(turn) - 0.2])
     what = "the true value" if target is not None else "the answer"
     made.update_xaxes(title=f"queries, by {what}", row=len(controls), col=1)
-    made.update_yaxes(title=style.safe(about.get("units", ""), 24), zeroline=False, matches="y")
+    held = [one.values.ravel(), *([target] if target is not None else [])]
+    low, high = min(map(np.min, held)), max(map(np.max, held))
+    pad = 0.05 * (high - low) or 0.5
+    made.update_yaxes(title=style.safe(about.get("units", ""), 24), zeroline=False, range=[low - pad, high + pad])
     for title in made.layout.annotations:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
         f"{style.safe(about.get('permutations', ''))}; one seed of {about['n']}. Thin lines: from the least to the largest answer; thick: "
         "the middle half; marks: the mean. Spreads are standard deviations with 95 % intervals over seeds and queries."
     )
-    return style.finish(made, "How far an answer moves when shots change places", words, 200 * len(controls) + 20, legend_rows=1 if target is not None else 0)  # fmt: skip
+    return finish(
+        made, "How far an answer moves when shots change places", words, 200 * len(controls) + 20, int(target is not None), panels=True
+    )  # fmt: skip
 
 
 def _told(data: Any, control: str) -> str:
@@ -170,9 +175,7 @@ def strength(reading: Reading) -> go.Figure:
         f"n = {about['n']}; outcome with a shot less without, without its sign; the same shots stand once on each place. Bars are 95 % "
         "intervals over new seeds and queries."
     )
-    return style.finish(
-        made, "How much a shot does, by where it stands", words, 300, legend_rows=-(-len(controls) // 2)
-    )
+    return finish(made, "How much a shot does, by where it stands", words, 300, len(controls))
 
 
 def figures(reading: Reading) -> dict[str, go.Figure]:

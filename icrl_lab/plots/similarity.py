@@ -8,7 +8,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, NAMES, bars, dots, metric_of, share, unit_of
+from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, NAMES, bars, dots, finish, metric_of, share, unit_of
 from icrl_lab.plots.molecules import drawing
 
 if TYPE_CHECKING:
@@ -64,13 +64,11 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
     )
     made.update_layout(legend_traceorder="reversed")
     words = (
-        f"n = {about['n']}; on the left the shots are the same for all queries, so that their mean orders nothing (r = 0); bands are 95 % "
+        f"n = {about['n']}; random shots are the same for all queries, and what is the same for all orders nothing (r = 0). Bands are 95 % "
         "intervals over new seeds and queries."
     )
-    made = style.finish(
-        made, f"{METRICS.get(metric, metric)} and the number of shots", words, 380, legend_rows=-(-len(by) // 2)
-    )
-    return made.update_layout(legend_y=1.06)
+    name = METRICS.get(metric, metric)
+    return finish(made, f"{name[:1].upper()}{name[1:]} and the number of shots", words, 380, len(by), panels=True)
 
 
 def _band(made: go.Figure, col: int, values: Any, who: str, legend: bool) -> None:
@@ -92,7 +90,7 @@ def _band(made: go.Figure, col: int, values: Any, who: str, legend: bool) -> Non
 
 def _pale(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.10)"
+    return f"rgba({red},{green},{blue},0.09)"
 
 
 # ------------------------------------------------------------------------------------------------ influence
@@ -134,7 +132,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
         f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; grey: means of eight groups of equal size; ρ: mean over "
         "queries of Spearman's correlation over a query's shots, 95 % interval over new seeds and queries. The largest 1 % lie outside."
     )
-    return style.finish(made, "Do similar shots do more?", words, 380, legend_rows=1).update_layout(showlegend=False)
+    return finish(made, "Do similar shots do more?", words, 380, 1, panels=True).update_layout(showlegend=False)
 
 
 def _rho(data: Any, measure: str, control: str) -> str:
@@ -187,7 +185,8 @@ def follows(reading: Reading) -> go.Figure:
     made.update_xaxes(title="Spearman's ρ with similarity", title_standoff=6, row=1, col=1)
     made.update_xaxes(title="real less other", title_standoff=6, row=1, col=2)
     words = f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; bars are 95 % intervals over new seeds and queries."
-    return style.finish(made, "Does what a shot does follow its similarity to the query?", words, int(22 * (len(controls) + 0.8) * len(rows)) + 30, legend_rows=-(-len(controls) // 2))  # fmt: skip
+    height = int(22 * (len(controls) + 0.8) * len(rows)) + 30
+    return finish(made, "Does what a shot does follow its similarity to the query?", words, height, len(controls))
 
 
 # ------------------------------------------------------------------------------------------------ neighbours

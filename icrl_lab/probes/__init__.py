@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
     from icrl_lab.values import Reading
 
-QUESTIONS = ("geometry", "lens")  # those that have a figure and tests; the other files compute, and are not offered yet
+QUESTIONS = ("attention", "geometry", "lens", "patching", "attribution", "order", "similarity", "pause")
 
 
 def probe(question: str, study: Study, **options: Any) -> Reading:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icrl_lab.errors import IcrlError, MissingExtra, StudyError
+from icrl_lab.errors import DataError, MissingExtra, StudyError
 from icrl_lab.probes.matching import beyond, crossed, matching, p_value
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Array, Look, look
@@ -46,12 +46,12 @@ INTERVAL = (
 LIMITS = (
     "Where a head looks is not what it does with it: a head can look at a vector and write nothing; that takes patching.",
     "Position 0 is left out of every part, also where the first shot's vector stands there.",
-    "Shares of a head whose row is nearly all sink are shares of little.",
+    "Shares of a head whose row is nearly all sink are shares of little, and rho ranks what may be little: read it beside the share.",
     "The strongest head is the best of many: its p-value is corrected for that, its estimate and interval are not.",
     "p of follows and gain speaks of new queries on these seeds' shots, the intervals of new seeds too, and few seeds make them wide.",
 )
 
-Views = Mapping[str, tuple["Study", str, str]]  # control -> study, arm, control of its vectors
+Views = Mapping[str, tuple[str, str]]  # control -> arm, control of its vectors
 
 
 def attention(
@@ -88,7 +88,7 @@ def attention(
     views, absent = views_of(study, arm, against, seeds[0], queries, with_text)
     sums: dict[str, _Sum] = {}
     scenes: list[Scene] = []
-    for name, one in seen(views, seeds, queries, with_text):
+    for name, one in seen(study, views, seeds, queries, with_text):
         scenes += [one] if name == "real" else []
         found = look(one, rows, weighting)
         targets = sums["real"].targets if sums else _targets(found)
@@ -115,41 +115,33 @@ def views_of(
     queries: int | Sequence[int] | None,
     with_text: bool | None,
 ) -> tuple[Views, list[str]]:
-    """What is looked at, by name, and sentences about what could not be. Prompts of text come from an arm of their own."""
+    """What is looked at, by name, and sentences about what could not be."""
     chosen = pick(study, arm)
-    found = {"real": (study, chosen.label, "real")}
+    found = {"real": (chosen.label, "real")}
     if not chosen.has_slots:
         return found, ["An arm that writes text has no vectors to put noise in, so nothing stands beside it here."]
-    found |= {control: (study, chosen.label, control) for control in against if control != "text"}
+    found |= {control: (chosen.label, control) for control in against if control != "text"}
     if "text" not in against:
         return found, []
+    if study.task.text is None:
+        return found, ["The null of the item's text is absent: this task has no text."]
+    found["text"] = (next((a.label for a in study.plan.arms if a.name == "text"), "text"), "real")
     try:
-        own = next((a.label for a in study.plan.arms if a.name == "text"), None)
-        found["text"] = (study, own, "real") if own else (_text_study(study), "text", "real")
-        scene(*found["text"], seed=seed, queries=queries)
-    except IcrlError as error:
-        found.pop("text", None)
+        scene(study, *found["text"], seed=seed, queries=queries)
+    except DataError as error:  # e.g. a prompt of texts that is too long for the model
+        del found["text"]
         return found, [f"The null of the item's text is absent: {error}."]
     return found, []
 
 
 def seen(
-    views: Views, seeds: Sequence[int], queries: int | Sequence[int] | None, with_text: bool | None
+    study: Study, views: Views, seeds: Sequence[int], queries: int | Sequence[int] | None, with_text: bool | None
 ) -> Iterator[tuple[str, Scene]]:
     """The scenes of all views, seed by seed, the real one first."""
     for seed in seeds:
-        for name, (study, label, control) in views.items():
+        for name, (label, control) in views.items():
             text = None if name == "text" else with_text
             yield name, scene(study, label, control, seed=seed, queries=queries, with_text=text)
-
-
-def _text_study(study: Study) -> Study:
-    """The same study with the arm "text" alone: the same queries and shots in the same order."""
-    from icrl_lab.studies.run import Study
-    from icrl_lab.studies.spec import StudySpec
-
-    plan = StudySpec.plan_dict(study.plan) | {"arms": ["text"]}
-    return Study(study.task, study.material.kinds, study.llm, **plan)
 
 
 def _more_limits(one: Scene, views: Views, null: str | None) -> list[str]:
@@ -157,11 +149,8 @@ def _more_limits(one: Scene, views: Views, null: str | None) -> list[str]:
     window = getattr(config, "sliding_window", None)
     longest = max(map(len, one.prompts))
     out = []
-    if (
-        window
-        and longest > window
-        and any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ["sliding"])
-    ):
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if window and longest > window and any(kind != "full_attention" for kind in kinds):
         out.append(
             f"Some layers see {window} tokens back and no more; what is farther away has no share there by construction."
         )
@@ -431,29 +420,24 @@ def _says_of_heads(data: xr.Dataset, null: str | None) -> list[str]:
         f"{data.sizes['layer'] * data.sizes['head']} heads x {data.sizes['row']} rows x {data.sizes['target']} targets"
     )
     less = f", real less {null}" if null else ""
-    out = [
-        f"Similarity of the encoder beyond what all queries share{less}: of {value.size} cells ({cells}), {'; '.join(counts)}."
-    ]
     others = [
         c for c in data["control"].values.tolist() if c != "real" and np.isfinite(data["follows"].sel(control=c)).any()
     ]
-    for control in others:
-        q, real = data["follows_q"].sel(control=control), int((data["follows_q"].sel(control="real") < ALPHA).sum())
-        out.append(
-            f"By themselves, {int((q < ALPHA).sum())} cells follow or avoid it under {control} after Holm, and {real} under real vectors."
-        )
+    alone = [f"{int((data['follows_q'].sel(control=c) < ALPHA).sum())} under {c}" for c in ("real", *others)]
     top = {n: data[f"top_{n}"].values[0] for n in ("row", "target", "layer", "head")}
-    sure = float(data[f"{name}_q"].sel(at).sel(top))
-    spread = float(data[f"{name}_low"].sel(at).sel(top)) > 0
-    under = "; ".join(f"under {c} {_ci(data, 'rho', control=c, **top)}" for c in others)
-    also = _ci(data, name, **at, **top)
-    out.append(
-        f"The strongest is block {top['layer']}, head {top['head']}, from {WHERE[str(top['row'])]} to the shots' {top['target']}s: "
-        f"rho = {_ci(data, 'rho', control='real', **top)}{'; ' + under if under else ''}; beyond other queries{less} {also}, corrected p = {sure:.2g}: "
-        + ("it follows the encoder" if sure < ALPHA else "no evidence that it follows the encoder")
-        + (" on these shots." if sure < ALPHA and not spread else ".")
-    )
-    return out
+    sure = float(data[f"{name}_q"].sel(**at, **top))
+    found = "it follows the encoder" if sure < ALPHA else "no evidence that it follows the encoder"
+    if sure < ALPHA and not float(data[f"{name}_low"].sel(**at, **top)) > 0:
+        found += ", on these shots: the interval over new seeds holds zero"
+    under = "".join(f"; under {c} {_ci(data, 'rho', control=c, **top)}" for c in others)
+    own = {"control": "real", "part": top["target"], **{n: top[n] for n in ("row", "layer", "head")}}
+    return [
+        f"Similarity of the encoder beyond what all queries share{less}: of {value.size} cells ({cells}), {'; '.join(counts)}; each control "
+        f"by itself, after Holm: {', '.join(alone)}.",
+        f"The strongest is block {top['layer']}, head {top['head']}, from {WHERE[str(top['row'])]} to the shots' {top['target']}s, which have "
+        f"{100 * float(data['share'].sel(own)):.1f} % of its share: rho = {_ci(data, 'rho', control='real', **top)}{under}; beyond other "
+        f"queries{less} {_ci(data, name, **at, **top)}, corrected p = {sure:.2g}: {found}.",
+    ]
 
 
 def percent(data: xr.Dataset, name: str, **at: Any) -> str:

@@ -19,7 +19,7 @@ from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import coalitions, games
 from icrl_lab.probes.beside import Named, dataset, put, tell
 from icrl_lab.probes.scene import ROLES, Scene, pick, scene
-from icrl_lab.stats import Effects, adjusted, correlations, effects
+from icrl_lab.stats import Effects, adjusted, effects
 from icrl_lab.stats.metrics import Array, spearman
 from icrl_lab.values import Reading
 
@@ -35,12 +35,15 @@ WORDS = {
     PLACEBO: "random numbers",
 }  # fmt: skip
 METHOD = (
-    "crossed analysis of variance over seeds and queries, t distribution; of Spearman's rho over the shots of each seed and query, "
-    "averaged as Fisher's z; Holm over the reading's cells"
+    "crossed analysis of variance over seeds and queries, t distribution; a rho is Spearman's over the shots of one seed and query, and "
+    "its mean is told; Holm over the reading's cells"
 )
 LIMITS = (
     "An attribution shares out the change from a baseline prompt; another baseline gives other shares.",
-    "Integrated gradients and ablation take away a vector and leave its label; leaving a shot out takes both, and moves what stands behind.",
+    "Integrated gradients and ablation take away a vector and leave its label; leaving a shot out takes both, and moves what stands "
+    "behind.",
+    "The path of integrated gradients leads through mixtures of vectors that no item has: where a model picks one shot sharply, "
+    "others win on the way and share in it.",
     "Attributions of a query's shots are not independent: intervals are over queries and seeds, never over shots.",
 )
 
@@ -200,7 +203,7 @@ def _numbers(found: dict[str, list[_Found]], cosine: Array, names: Sequence[str]
         "cosine",
     )
     rho = spearman(table[:, None], table[None])  # method, other, control, S, n
-    same = correlations(rho)
+    same = _rho(rho)
     above = np.triu(np.ones(rho.shape[:2], bool), 1)
     q = np.full(same.p.shape, np.nan)
     q[above] = adjusted(same.p[above])
@@ -211,7 +214,7 @@ def _numbers(found: dict[str, list[_Found]], cosine: Array, names: Sequence[str]
         ("recency", np.arange(table.shape[-1], dtype=float), "size of the attribution and place in the prompt"),
     ):
         rho = spearman(np.abs(table), np.broadcast_to(other, table.shape))
-        found_rho, gain = correlations(rho), effects(rho[:, 0] - rho[:, 1])
+        found_rho, gain = _rho(rho), effects(rho[:, 0] - rho[:, 1])
         q = np.full(found_rho.p.shape, np.nan)
         q[:-1] = adjusted(found_rho.p[:-1])  # the placebo asks no question
         put(arrays, name, found_rho, cells, words, "Spearman rho", q=q)
@@ -234,13 +237,19 @@ def _numbers(found: dict[str, list[_Found]], cosine: Array, names: Sequence[str]
     return arrays | _further(found, get, units)
 
 
+def _rho(table: Array) -> Effects:
+    """The mean of rank correlations (..., S, n). Not as Fisher's z: of few shots many are 1, and would outweigh all others."""
+    found = effects(table)
+    return found._replace(low=np.maximum(found.low, -1), high=np.minimum(found.high, 1))
+
+
 def _further(found: dict[str, list[_Found]], get: Any, units: str) -> Named:
     """What there is of some methods only: Shapley's values against themselves, slots of an item, spans."""
     more = found["real"][0].more
     arrays: Named = {}
     if "halves" in more:
         halves = get(lambda f: f.more["halves"])  # control, S, half, n, k
-        same = correlations(spearman(halves[:, :, 0], halves[:, :, 1]))
+        same = _rho(spearman(halves[:, :, 0], halves[:, :, 1]))
         put(
             arrays,
             "reliability",
@@ -334,7 +343,8 @@ def _complete(data: xr.Dataset, methods: Sequence[str], about: dict[str, Any]) -
                 f"{WORDS[m]} miss the change of the outcome by {np.median(error):.2g} of what they attribute (worst {error.max():.2g})"
             )
     if "steps" in data:
-        words.append(f"with {int(data['steps'].min())} to {int(data['steps'].max())} points a path in {about['dtype']}")
+        few, many = int(data["steps"].min()), int(data["steps"].max())
+        words.append(f"with {few}{f' to {many}' if many > few else ''} points a path in {about['dtype']}")
     if "reliability" in data:
         rho = _ci(data, "reliability", control="real")
         words.append(

@@ -143,15 +143,24 @@ def with_simple(said: Array, simple_of: Sequence[Sequence[dict[str, Array]]], na
 
 def scores(said: Array, target: Array, metric: str) -> Effects:
     """A metric of predictions (..., S, N) with its interval over new seeds and queries; no p-value."""
+    said = _still(said)
     found = [interval(said[at], target, metric) for at in np.ndindex(said.shape[:-2])]
     return _stacked(found, said.shape[:-2])
 
 
 def gains(said: Array, other: Array, target: Array, metric: str) -> Effects:
     """What `said` has over `other` in a metric, paired on the same seeds and queries; shapes (..., S, N) broadcast."""
-    said, other = np.broadcast_arrays(said, other)
+    said, other = np.broadcast_arrays(_still(said), _still(other))
     found = [paired(said[at], other[at], target, metric) for at in np.ndindex(said.shape[:-2])]
     return _stacked(found, said.shape[:-2])
+
+
+def _still(said: Array) -> Array:
+    """Predictions with those made equal that differ by the model's rounding alone: it would else be ranked and correlated."""
+    if said.dtype.kind != "f":
+        return said
+    flat = np.ptp(said, axis=-1, keepdims=True) <= 1e-5 * np.abs(said).max()
+    return np.where(flat, said[..., :1], said)
 
 
 def _stacked(found: list[Any], shape: tuple[int, ...]) -> Effects:
@@ -185,7 +194,7 @@ def dataset(arrays: Named, coords: Mapping[str, Any]) -> Any:
     except ImportError:
         raise MissingExtra('probes need xarray: pip install "icrl-lab[probes]"') from None
     made = {n: (d, v, {"long_name": words, "units": units}) for n, (d, v, words, units) in arrays.items()}
-    return xr.Dataset(made, coords)
+    return xr.Dataset(made, {name: held for name, held in coords.items() if len(held)})
 
 
 def tell(data: Any, name: str, at: Mapping[str, Any], units: str = "", form: str = ".2f") -> str:

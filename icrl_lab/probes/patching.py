@@ -46,6 +46,8 @@ RESTORED = (
 )
 CHANGED = f"{CROSSED}; p: signs of each query's (edit less placebo) flipped; q: Holm"
 LIMITS = (
+    "An edit that only destroys what the corrupted run held gives back a part of the difference, too, often half of it: what speaks for "
+    "a state is what it gives back beyond random directions of the same length.",
     "A state that restores the answer is enough for it, not necessary: other states may hold the same.",
     "p asks whether a cell gives each query its own difference back; one that all queries have in common shows in the share and its "
     "interval alone.",
@@ -122,6 +124,19 @@ def _seeds(study: Study, seeds: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(study.plan.seeds[:2] if seeds is None else seeds)
 
 
+def _depths(study: Study, depths: Any) -> list[int]:
+    deep, top = sorted({int(d) for d in depths}), study.llm.model.config.get_text_config().num_hidden_layers
+    outside = [d for d in deep if not 0 <= d <= top]
+    if outside or not deep:
+        what = (
+            f"depth {outside[0]} is not in {study.llm.name}, which has"
+            if outside
+            else "no depth is given; take some of"
+        )
+        raise StudyError(f"{what} depths from 0 to {top}")
+    return deep
+
+
 def _pairs(study: Study, arm: str | None, corrupted: str, seeds: Sequence[int] | None, **options: Any) -> list[Pair]:
     found = []
     for s in _seeds(study, seeds):
@@ -184,16 +199,16 @@ class Cell(NamedTuple):
     head: int | None = None
 
 
-def _exact(pair: Pair, cells: Sequence[Cell], seed: int) -> Array:
-    """(2, cells, n) what restoring a cell adds to the corrupted outcome, and what its placebo adds."""
+def _exact(pair: Pair, cells: Sequence[Cell], draws: int = 0, seed: int = 0) -> Array:
+    """(1 + draws, cells, n) what restoring a cell adds to the corrupted outcome, and what each draw of its placebo adds."""
     dirty, heads = pair.corrupted, cells[0].head is not None
     layers = sorted({cell.layer for cell in cells})
     at = [{g: places(parts, g) for g in {c.group for c in cells}} for parts in dirty.parts]
     wanted = [sorted({p for places in groups.values() for p in places}) for groups in at]
     clean, before = (_states(one, wanted, layers, heads) for one in (pair.real, dirty))
 
-    def make(job: tuple[bool, Cell], i: int) -> Rendered | None:
-        sham, cell = job
+    def make(job: tuple[int, Cell], i: int) -> Rendered | None:
+        draw, cell = job
         where = at[i][cell.group]
         of = (
             layers.index(cell.layer),
@@ -203,13 +218,14 @@ def _exact(pair: Pair, cells: Sequence[Cell], seed: int) -> Array:
         far = np.linalg.norm(clean[i][of].astype(np.float64) - before[i][of], axis=1)
         if not far.any():  # the two runs do not differ here: what is put in is what stands there
             return None
-        if sham:
-            return edit.nudge(dirty.prompts[i], cell.layer, where, far, clean[i].shape[-1], seed, cell.head)
+        if draw:
+            drawn = stream("nudge", seed, draw)
+            return edit.nudge(dirty.prompts[i], cell.layer, where, far, clean[i].shape[-1], drawn, cell.head)
         return edit.patch(dirty.prompts[i], cell.layer, where, clean[i][of], cell.head)
 
     each = 4 * clean[0].shape[-1] * max(len(where) for groups in at for where in groups.values())
-    jobs = [(sham, cell) for sham in (False, True) for cell in cells]
-    return _read(dirty, pair.dirty, jobs, make, each).reshape(2, len(cells), -1)
+    jobs = [(draw, cell) for draw in range(1 + draws) for cell in cells]
+    return _read(dirty, pair.dirty, jobs, make, each).reshape(1 + draws, len(cells), -1)
 
 
 def _slopes(pair: Pair, groups: Sequence[str], heads: bool) -> Array:
@@ -246,8 +262,9 @@ def restored(patch: Array, total: Array, draws: int = 2000, seed: int = 0) -> Re
     """How much of the differences `total` (S, N) between clean and corrupted outcomes came back as `patch` (..., S, N).
 
     The share is the slope through the origin, sum(patch total) / sum(total^2): 1 where all came back, 0 where nothing did or
-    something else happened. Its p-value pairs patches with other queries' totals, the same turn for all seeds (NaN with draws = 0); q compares each
-    cell with the largest of all cells under each turn (Westfall and Young 1993), every cell in units of its own null.
+    something else happened. Its p-value pairs patches with other queries' totals, the same turn for all seeds; q compares each
+    cell with the largest of all cells under each turn (Westfall and Young 1993), every cell in units of its own null. Both are
+    NaN with draws = 0.
     """
     patch, total = np.asarray(patch, float), np.asarray(total, float)
     product, square = patch * total, total**2
@@ -257,7 +274,7 @@ def restored(patch: Array, total: Array, draws: int = 2000, seed: int = 0) -> Re
     e = effects(m * share[..., None, None] - (m - 1) * left)
     p, q = _turned(patch.reshape(-1, *total.shape), total, draws, seed)
     low, high = share - (e.estimate - e.low), share + (e.high - e.estimate)
-    return Restored(share, low, high, p.reshape(share.shape), q.reshape(share.shape), effects(np.abs(patch)))
+    return Restored(share, low, high, p.reshape(share.shape), q.reshape(share.shape), _sizes(patch))
 
 
 def _turned(patch: Array, total: Array, draws: int, seed: int) -> tuple[Array, Array]:
@@ -291,6 +308,7 @@ def patching(
     groups: Sequence[str] | None = None,
     gradient: bool = True,
     verify: int = 10,
+    draws: int = 4,
     with_text: bool | None = None,
     seed: int = 0,
 ) -> Reading:
@@ -302,27 +320,28 @@ def patching(
     groups     names that `places` knows, "each slot", "each label"; None: GROUPS, as far as the prompts have them
     gradient   also approximate every depth and every part of the prompt by a gradient; left out where labels have several tokens
     verify     how many of those parts, the largest ones, are patched exactly at their largest depth
+    draws      random directions of each placebo; its share and sizes are means over them
 
-    In the reading, over (group, depth): `share` restored, `effect` in the outcome's units, `placebo` and `gradient` (shares)
-    with intervals, `gradient_error`; `restored`, `unmoved`, `approximated` for each seed and query; `total`; over (part, place):
+    In the reading, over (group, depth): `share` restored, that of the `placebo`, what is `beyond` it and what the `gradient` says,
+    `effect` in the outcome's units, `gradient_error`; `restored`, `unmoved`, `approximated` for each seed and query; `total`; over (part, place):
     `fine`, the gradient's share of each part at every depth, and `verified`, where it was patched exactly.
     """
     pairs = _pairs(study, arm, corrupted, seeds, queries=queries, with_text=with_text)
     first, top = pairs[0].real, study.llm.model.config.get_text_config().num_hidden_layers
     names, empty = _groups(first, groups, GROUPS)
-    deep = np.unique(np.linspace(0, top, 8).round().astype(int) if depths is None else np.asarray(depths, int)).tolist()
+    deep = _depths(study, np.linspace(0, top, 8).round() if depths is None else depths)
     total = np.stack([pair.clean - pair.dirty for pair in pairs])
     shape = (len(names), len(deep), *total.shape)
-    exact = np.stack([_exact(pair, [Cell(d, g) for g in names for d in deep], seed) for pair in pairs], 2)
-    patched, sham = exact.reshape(2, *shape)
-    arrays = _restored_arrays(patched, sham, total, ("group", "depth"), first.units, seed)
+    cells = [Cell(d, g) for g in names for d in deep]
+    found = np.stack([_exact(pair, cells, draws, seed) for pair in pairs], 2).reshape(1 + draws, *shape)
+    arrays = _restored_arrays(found[0], found[1:], total, ("group", "depth"), first.units, seed)
     coords: dict[str, Any] = {"group": names, "depth": deep}
     gradient = gradient and _one_token(first)
     if gradient:
         parts, _ = _groups(first, None, ("each slot", "each label", "query slot", "between", "answer"))
         slopes = np.stack([_slopes(pair, [*names, *parts], False) for pair in pairs], -2)
-        arrays |= _gradient_arrays(slopes[: len(names), deep], patched, total, ("group", "depth"), first.units)
-        arrays |= _fine_arrays(pairs, parts, slopes[len(names) :], total, verify, seed)
+        arrays |= _gradient_arrays(slopes[: len(names), deep], found[0], total, ("group", "depth"), first.units)
+        arrays |= _fine_arrays(pairs, parts, slopes[len(names) :], total, verify)
         coords |= {"part": parts, "place": np.arange(top + 1)}
     limits = [*LIMITS, *([SELECTED] if gradient else []), *_left_out(empty, gradient)]
     told = _about(pairs, "restore", RESTORED, limits, corrupted)
@@ -340,6 +359,7 @@ def heads(
     groups: Sequence[str] = ("answer", "shot labels"),
     exact: Sequence[str] = ("answer",),
     verify: int = 20,
+    draws: int = 2,
     with_text: bool | None = None,
     seed: int = 0,
 ) -> Reading:
@@ -347,8 +367,9 @@ def heads(
 
     exact   groups of which every head is patched; of the others the gradient speaks of every head, and the `verify` largest are
             patched (all, where labels have several tokens and there is no gradient)
+    draws   of each placebo
 
-    In the reading, over (group, layer, head): `share`, `effect`, `placebo`, NaN where a head was not patched, and `gradient`.
+    In the reading, over (group, layer, head): `share`, `placebo`, `beyond`, `effect`, NaN where a head was not patched, and `gradient`.
     """
     pairs = _pairs(study, arm, corrupted, seeds, queries=queries, with_text=with_text)
     first, config = pairs[0].real, study.llm.model.config.get_text_config()
@@ -364,11 +385,11 @@ def heads(
         chosen = np.zeros(shape, bool) | whole[:, None, None]
         chosen.flat[np.argsort(-size, axis=None)[: min(verify, int((size > 0).sum()))]] = True
     cells = [Cell(int(b), names[g], int(h)) for g, b, h in np.argwhere(chosen)]
-    found = np.full((2, *shape, *total.shape), np.nan)
-    found[:, chosen] = np.stack([_exact(pair, cells, seed) for pair in pairs], 2)
+    found = np.full((1 + draws, *shape, *total.shape), np.nan)
+    found[:, chosen] = np.stack([_exact(pair, cells, draws, seed) for pair in pairs], 2)
     dims = ("group", "layer", "head")
     arrays = _restored_arrays(
-        found[0], found[1], total, dims, first.units, seed, np.broadcast_to(whole[:, None, None], shape)
+        found[0], found[1:], total, dims, first.units, seed, np.broadcast_to(whole[:, None, None], shape)
     )
     if gradient:
         arrays |= _gradient_arrays(slopes, found[0], total, dims, first.units)
@@ -393,6 +414,12 @@ def _left_out(empty: Sequence[str], gradient: bool) -> list[str]:
     )
 
 
+def _sizes(table: Array) -> Effects:
+    """The mean of sizes (..., S, N) with its interval, which ends at zero."""
+    e = effects(np.abs(table))
+    return e._replace(low=np.maximum(e.low, 0.0))
+
+
 Named = dict[str, tuple[tuple[str, ...], Array, str, str]]  # name -> dims, values, long name, units
 
 
@@ -415,29 +442,33 @@ def _spread(values: Sequence[Array], fine: Array) -> list[Array]:
 def _restored_arrays(
     patched: Array, sham: Array, total: Array, dims: tuple[str, ...], units: str, seed: int, tested: Array | None = None
 ) -> Named:
-    """`tested`: cells that were not chosen for what they do, which alone have a p-value."""
+    """Of patches (..., S, N) and draws of their placebo (draws, ..., S, N). `tested`: cells that were not chosen for what they do,
+    which alone have a p-value."""
     arrays: Named = {}
     fine = np.isfinite(patched).all((-1, -2))
     tested = fine if tested is None else tested
-    for name, table, words in (
-        ("", patched, "clean states"),
-        ("placebo", sham, "random directions of the same length"),
-    ):
-        one = restored(table[fine], total, seed=seed)
+    usual, share = sham.mean(0), "share of the difference"
+    tables = {
+        "share": (patched, "restored share, clean states"),
+        "placebo": (usual, "restored share, random directions"),
+        "beyond": (patched - usual, "restored share, clean states less random directions"),
+    }
+    for name, (table, words) in tables.items():
+        one = restored(table[fine], total, draws=0)
         p, q = np.full((2, *fine.shape), np.nan)
         if tested.any():
             again = restored(table[tested], total, seed=seed)
             p[tested], q[tested] = again.p, again.q
-        share = [*_spread(one[:3], fine), p, q]
-        _put(arrays, name or "share", dims, share, f"restored share, {words}", "share of the difference")
-        effect = _spread(one.effect[:3], fine)
-        _put(arrays, f"{name}_effect".lstrip("_"), dims, effect, f"mean size of the change, {words}", units)
+        _put(arrays, name, dims, [*_spread(one[:3], fine), p, q], words, share)
+    for name, table, words in (("effect", patched, "clean states"), ("placebo_effect", sham, "random directions")):
+        size = _sizes((np.abs(sham).mean(0) if table is sham else table)[fine])
+        _put(arrays, name, dims, _spread(size[:3], fine), f"mean size of the change, {words}", units)
     each = (*dims, "seed", "query")
     arrays["restored"] = (each, patched, "outcome with clean states less corrupted outcome", units)
-    arrays["unmoved"] = (each, sham, "outcome with random directions of the same length less corrupted outcome", units)
+    arrays["unmoved"] = (each, usual, "outcome with random directions of the same length less corrupted outcome", units)
     arrays["total"] = (("seed", "query"), total, "clean outcome less corrupted outcome", units)
-    size = effects(np.abs(total))
-    _put(arrays, "total_effect", (), [np.asarray(v) for v in size[:3]], "mean size of the difference", units)
+    off = _sizes(total)
+    _put(arrays, "total_effect", (), [np.asarray(v) for v in off[:3]], "mean size of the difference", units)
     return arrays
 
 
@@ -448,7 +479,7 @@ def _gradient_arrays(slopes: Array, patched: Array, total: Array, dims: tuple[st
     one = restored(slopes, total, draws=0)
     _put(arrays, "gradient", dims, one[:3], "restored share by the gradient", "share of the difference")
     _put(arrays, "gradient_effect", dims, one.effect[:3], "mean size of the change by the gradient", units)
-    error = effects(np.abs(slopes - patched)[fine])
+    error = _sizes((slopes - patched)[fine])
     _put(arrays, "gradient_error", dims, _spread(error[:3], fine), "mean distance of the gradient from patching", units)
     if fine.sum() > 2:
         r = correlations(_correlation(slopes[fine], patched[fine]))
@@ -471,7 +502,7 @@ def _correlation(a: Array, b: Array) -> Array:
     return np.divide((a * b).sum(0), below, out=np.zeros(below.shape), where=below > 0)
 
 
-def _fine_arrays(pairs: Sequence[Pair], parts: list[str], slopes: Array, total: Array, verify: int, seed: int) -> Named:
+def _fine_arrays(pairs: Sequence[Pair], parts: list[str], slopes: Array, total: Array, verify: int) -> Named:
     """The gradient's share of each part at every depth; the largest depths of the largest parts, patched exactly."""
     units, dims = pairs[0].real.units, ("part", "place")
     size = np.abs(slopes).mean((-1, -2))
@@ -485,7 +516,7 @@ def _fine_arrays(pairs: Sequence[Pair], parts: list[str], slopes: Array, total: 
     _put(arrays, "fine_effect", dims, one.effect[:3], "mean size of the change by the gradient, part by part", units)
     if chosen.any():
         cells = [Cell(int(d), parts[p]) for p, d in np.argwhere(chosen)]
-        done = restored(np.stack([_exact(pair, cells, seed)[0] for pair in pairs], 1), total, draws=0)
+        done = restored(np.stack([_exact(pair, cells)[0] for pair in pairs], 1), total, draws=0)
         _put(
             arrays,
             "verified",
@@ -540,22 +571,29 @@ def cuts(
     jobs = [(sham, r, c, w) for sham in (False, True) for r in rows for c in names for w in named.values()]
     short: set[str] = set()
 
-    def make(one: Scene, job: tuple[bool, str, str, Any], i: int) -> Rendered:
+    def make(one: Scene, at: list[dict[Any, Any]], job: tuple[bool, str, str, Any], i: int) -> Rendered:
         sham, row, column, window = job
-        parts, taken = one.parts[i], places(one.parts[i], column)
-        if sham:
-            drawn = stream("decoys", seed, one.cell.seed, ROWS.index(row), names.index(column))
-            taken, wanted = edit.decoys(taken, _neutral(parts, column), drawn), len(taken)
-            if len(taken) < wanted:
-                short.add(column)
-        onwards = row == "onwards"
-        at = [min(taken) + 1] if onwards else places(parts, "answer") if row == "answer" else parts.query.tolist()
-        return edit.cut(one.prompts[i], at, taken, window, onwards)
+        taken = at[i][column, row] if sham else at[i][column]
+        # a label of several tokens is read behind the prompt: what the answer's place does not see, those tokens do not see
+        first = min(taken) + 1 if row == "onwards" else at[i][row]
+        return edit.cut(one.prompts[i], [first], taken, window, onwards=True)
+
+    def where(one: Scene, parts: Parts) -> dict[Any, Any]:
+        """Positions of each column and, for each row, of its decoys; where each row begins."""
+        at: dict[Any, Any] = {"answer": len(parts.role) - 1, "query": int(parts.query.min())}
+        for c, column in enumerate(names):
+            at[column] = places(parts, column)
+            for row in rows:
+                drawn = stream("decoys", seed, one.cell.seed, ROWS.index(row), c)
+                at[column, row] = edit.decoys(at[column], _neutral(parts, column), drawn)
+                if len(at[column, row]) < len(at[column]):
+                    short.add(column)
+        return at
 
     found = []
     for one in scenes:
         base = one.read()
-        found.append((base, _read(one, base, jobs, partial(make, one), 0)))
+        found.append((base, _read(one, base, jobs, partial(make, one, [where(one, parts) for parts in one.parts]), 0)))
     table = np.stack([changed for _, changed in found], 1).reshape(
         2, len(rows), len(names), len(named), len(scenes), -1
     )
@@ -580,7 +618,7 @@ def _windows(blocks: int, many: int) -> dict[str, tuple[int, ...] | None]:
     if not 0 <= many <= blocks:
         raise StudyError(f"windows is {many}; it must be from 0 to {blocks}, the number of blocks")
     split = [tuple(w.tolist()) for w in np.array_split(np.arange(blocks), many)] if many else []
-    return {"all blocks": None} | {f"blocks {w[0]} to {w[-1]}": w for w in split}
+    return {"all blocks": None} | {f"block {w[0]}" if len(w) == 1 else f"blocks {w[0]} to {w[-1]}": w for w in split}
 
 
 def _neutral(parts: Parts, column: str) -> list[int]:
@@ -626,7 +664,7 @@ def inputs(
         raise StudyError(
             "vectors are exchanged between two shots at least, in one draw at least; take more shots or draws"
         )
-    deep = sorted({int(d) for d in depths})
+    deep = _depths(study, depths)
     jobs = [(s, e, t, d, k) for s in (False, True) for e in edits for t in targets for d in deep for k in range(draws)]
     found = [_edited(study, one, jobs, deep, with_text, seed) for one in scenes]
     shape = (2, len(edits), len(targets), len(deep), draws, len(scenes), len(scenes[0].queries))
@@ -707,8 +745,8 @@ def _changed_arrays(table: Array, scenes: Sequence[Scene], base: Array, dims: tu
     units = scenes[0].units
     arrays: Named = {}
     size = np.abs(drawn).mean(0)
-    _put(arrays, "effect", dims, effects(size[0])[:3], "mean size of the change", units)
-    _put(arrays, "placebo", dims, effects(size[1])[:3], "mean size of the placebo's change", units)
+    _put(arrays, "effect", dims, _sizes(size[0])[:3], "mean size of the change", units)
+    _put(arrays, "placebo", dims, _sizes(size[1])[:3], "mean size of the placebo's change", units)
     more = size[0] - size[1]
     p = sign_flip(more.mean(-2), seed=seed)
     beyond = effects(more)
@@ -765,27 +803,36 @@ def _about(
     return told if corrupted is None else {**told, "corrupted": corrupted}
 
 
+def _p(value: float) -> str:
+    return "corrected p < 0.001" if value < 0.001 else f"corrected p = {value:.3f}"
+
+
 def _ci(data: Any, name: str, digits: int = 2, **at: Any) -> str:
     value, low, high = (float(data[n].sel(at)) for n in (name, f"{name}_low", f"{name}_high"))
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _beyond(data: Any) -> int:
+    """How many cells restore more than their placebo."""
+    return int(((data["beyond_q"] < 0.05) & (data["beyond"] > 0)).sum())
 
 
 def _says_restored(data: Any, corrupted: str, units: str) -> list[str]:
     """What the numbers bear out, in words."""
     best = []
     for group in data["group"].values.tolist():
-        depth = int(data["depth"][int(data["share"].sel(group=group).values.argmax())])
+        depth = int(data["depth"][int(data["beyond"].sel(group=group).values.argmax())])
         at = {"group": group, "depth": depth}
-        q = float(data["share_q"].sel(at))
+        q = float(data["beyond_q"].sel(at))
         best.append(
-            f"{group} {_ci(data, 'share', **at)} at depth {depth} (placebo {float(data['placebo'].sel(at)):.2f}, corrected p = {q:.3f})"
+            f"{group} {_ci(data, 'share', **at)} at depth {depth} (placebo {float(data['placebo'].sel(at)):.2f}; beyond it, "
+            f"{_p(q)})"
         )
-    sure = int((data["share_q"] < 0.05).sum())
     out = [
-        f"Corrupted by {corrupted!r}, the outcome is off by {_ci(data, 'total_effect')} {units}.".replace(" .", "."),
-        f"Clean states give back each query's own difference in {sure} of {data['share'].size} cells after correction, random directions of "
-        f"the same length in {int((data['placebo_q'] < 0.05).sum())}.",
-        f"The largest share that comes back: {'; '.join(best)}.",
+        f"Corrupted by {corrupted!r}, the outcome is off by {_ci(data, 'total_effect')} {units}.",
+        f"In {_beyond(data)} of {data['share'].size} cells clean states give back more of each query's own difference than random "
+        "directions of the same length do, after correction.",
+        f"Where a group gives back most beyond its placebo, it gives back: {'; '.join(best)}.",
     ]
     if {"all slots", "answer"} <= set(data["group"].values.tolist()):
         slots, answer = (data["share"].sel(group=g).values for g in ("all slots", "answer"))
@@ -820,22 +867,23 @@ def _says_gradient(data: Any, units: str) -> str:
 def _says_heads(data: Any, corrupted: str, units: str) -> list[str]:
     best = []
     for group in data["group"].values.tolist():
-        share = data["share"].sel(group=group).values
-        if not np.isfinite(share).any():
+        beyond = data["beyond"].sel(group=group).values
+        if not np.isfinite(beyond).any():
             continue
-        layer, head = (int(v) for v in np.unravel_index(np.nanargmax(share), share.shape))
+        layer, head = (int(v) for v in np.unravel_index(np.nanargmax(beyond), beyond.shape))
         at = {"group": group, "layer": layer, "head": head}
-        q = float(data["share_q"].sel(at))
-        tested = f", corrected p = {q:.3f}" if np.isfinite(q) else ", chosen by its gradient"
+        q = float(data["beyond_q"].sel(at))
+        tested = f"beyond it, {_p(q)}" if np.isfinite(q) else "chosen by its gradient"
+        placebo = float(data["placebo"].sel(at))
         best.append(
-            f"at the {group} block {layer}, head {head}: {_ci(data, 'share', **at)} (placebo {float(data['placebo'].sel(at)):.2f}{tested})"
+            f"at the {group} block {layer}, head {head}, {_ci(data, 'share', **at)} (placebo {placebo:.2f}; {tested})"
         )
     many = int(data["share_q"].notnull().sum())
     out = [
         f"Corrupted by {corrupted!r}, the outcome is off by {_ci(data, 'total_effect')} {units}.",
-        f"Of {many} heads and places that were tested, {int((data['share_q'] < 0.05).sum())} give back each query's own difference after "
-        f"correction; of their placebos {int((data['placebo_q'] < 0.05).sum())}.",
-        f"The largest share that one head gives back: {'; '.join(best)}.",
+        f"Of {many} heads and places that were tested, {_beyond(data)} give back more of each query's own difference than random "
+        "directions of the same length do, after correction.",
+        f"The head that gives back most beyond its placebo: {'; '.join(best)}.",
     ]
     return [*out, _says_gradient(data, units)] if "agreement" in data else out
 
@@ -848,7 +896,7 @@ def _says_changed(data: Any, dims: tuple[str, ...], units: str) -> list[str]:
         at = {d: data[d].values[i] for d, i in zip(dims, np.unravel_index(flat, data["beyond"].shape))}
         name = ", ".join(f"{d} {v}" for d, v in at.items())
         words.append(
-            f"{name}: {_ci(data, 'effect', **at)} against {_ci(data, 'placebo', **at)} (corrected p = {float(data['beyond_q'].sel(at)):.3f})"
+            f"{name}: {_ci(data, 'effect', **at)} against {_ci(data, 'placebo', **at)} ({_p(float(data['beyond_q'].sel(at)))})"
         )
     harmed = int((data["harm_low"] > 0).sum())
     return [

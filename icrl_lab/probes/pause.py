@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from icrl_lab.errors import DataError, StudyError
+from icrl_lab.errors import StudyError
 from icrl_lab.probes.beside import METHOD, dataset, truth, used
 from icrl_lab.probes.interventions import cut, decoys
 from icrl_lab.probes.scene import Scene, pick, scene
@@ -66,11 +66,10 @@ def pause(
                           place have p <= .05, and all that do are below zero
         a place to pause  a comparison of the place has p <= .05 and is above zero, and content's interval is within the margin
         a place at least  the same, and content is undecided
-        seen, not read    the intervals of content and place are all within the margin, and yet cutting all slots moves answers
-                          more than its placebo does (p <= .05)
-        ignored           they are all within the margin, and cutting all slots moves answers, or moves them more than its placebo
-                          does, by less than the margin times the answers' standard deviation (a twentieth of the targets', if that
-                          is more), over the whole interval
+        ignored           the intervals of content and place are all within the margin, and cutting all slots moves answers, or moves
+                          them more than its placebo does, by less than the margin times the answers' standard deviation (a
+                          fifth of the targets', if that is more), over the whole interval
+        seen, not read    they are all within the margin, and yet cutting all slots moves answers more than its placebo (p <= .05)
         no evidence       anything else: the intervals are too wide to say
 
     Where nothing has an effect, one of "read", "harmful" and "a place ..." comes up in at most 5 % of the halves.
@@ -99,7 +98,7 @@ def pause(
         "n": f"{len(seeds)} seeds x {len(first.queries)} queries",
         "interval": METHOD if len(seeds) > 1 else f"{METHOD}; one seed: over queries alone",
         "metric": metric, "margin": margin, "alpha": ALPHA, "verdict": found.verdicts,
-        "tokens_of": {"slots": len(_slots(first, 0)), "frame": len(_frame(first, 0))}, **used(study.engine, before),
+        "tokens_of": {"slots": len(_slots(first, 0)), "frame": len(first.parts[0].at(FRAME))}, **used(study.engine, before),
         "says": found.says(first.units), "limits": _limits(study, first, found),
     }  # fmt: skip
     return Reading("pause", dataset(arrays, {**coords, "seed": list(seeds), "query": list(first.ids)}), about)
@@ -176,21 +175,24 @@ def _without(prompt: Rendered, columns: Sequence[int]) -> Rendered:
     return cut(prompt, [min(columns) + 1], columns, onwards=True)
 
 
-def _frame(one: Scene, number: int, query: bool = False) -> list[int]:
-    """Tokens of the frame, or of the query's; never the last, which answers."""
+def _frame(one: Scene, number: int, query: bool) -> list[int]:
+    """Tokens of the frame, of the query or before it; never the last, which answers."""
     parts = one.parts[number]
-    return [p for p in parts.at(FRAME, parts.shown if query else None).tolist() if p < len(parts.role) - 1]
+    mine = parts.shot == parts.shown
+    return [p for p in parts.at(FRAME).tolist() if bool(mine[p]) == query and p < len(parts.role) - 1]
 
 
 def _placebo(one: Scene, number: int, query: bool, seed: int) -> tuple[int, ...]:
-    """As many tokens of the frame as there are slots to cut; for the query's slot of its own frame where that has enough."""
-    slots, near = _slots(one, number, query), _frame(one, number, query)
-    candidates = near if len(near) >= len(slots) else _frame(one, number)
-    if not set(candidates) - {0}:
-        raise DataError(
-            "a prompt has no token but slots, texts and labels, so that a cut has no placebo; take another layout"
-        )
-    return decoys(slots, candidates, seed)
+    """As many tokens of the frame as there are slots to cut; for the query's slot of its own frame where that has enough.
+
+    Shots and query have draws of their own, so that queries that share their shots lose the same tokens there.
+    """
+    own, before = _slots(one, number, True), _frame(one, number, False)
+    rest = [p for p in _slots(one, number) if p not in own]
+    drawn = decoys(rest, before, seed) if rest else ()
+    near = _frame(one, number, True)
+    also = decoys(own, near if len(near) >= len(own) else [p for p in before if p not in drawn], seed)
+    return also if query else (*drawn, *also)
 
 
 def _check(rows: dict[Cell, list[Asked]]) -> None:

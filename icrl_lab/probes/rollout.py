@@ -55,7 +55,7 @@ def rollout(
     views, absent = views_of(study, arm, against, seeds[0], queries, with_text)
     kept: dict[str, list[Look]] = {name: [] for name in views}
     real: list[Scene] = []
-    for name, one in seen(views, seeds, queries, with_text):
+    for name, one in seen(study, views, seeds, queries, with_text):
         kept[name].append(_rolled(one, rows))
         real += [one] if name == "real" else []
     into: Named = {}

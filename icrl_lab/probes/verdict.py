@@ -23,7 +23,7 @@ CLAIMS = (READ, HARMFUL, PAUSE, PLACE)
 CONTROLS = ("real", "shuffled", "noise", "shared", "zero")
 SLOTS, QUERY, PLACEBO, PLACEBO_QUERY = "slots", "query's slot", "placebo of slots", "placebo of query's slot"
 STILL = 1e-3  # answers that differ by less, in standard deviations of the targets, are one: rounding has no skill
-LEAST = 0.05  # answers that hardly differ are taken to spread by as much as this, in the same unit (for classes, in log-odds)
+LEAST = 0.2  # answers that hardly differ are taken to spread by as much as this, in the same unit (for classes, in log-odds)
 
 
 class Cell(NamedTuple):
@@ -35,9 +35,13 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
+        return self.bare("" if not self.text or self.control == "text" else " + text")
+
+    def bare(self, text: str = "") -> str:
+        """The name without the half that the cell is of."""
         words = {"any": "any vector", "text": "text alone"}.get(self.control, self.control)
         tail = f", {self.cut if self.cut.startswith('placebo') else self.cut + ' cut'}" if self.cut else ""
-        return words + (" + text" if self.text and self.control != "text" else "") + tail
+        return words + text + tail
 
 
 class Comparison(NamedTuple):
@@ -49,7 +53,9 @@ class Comparison(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.more.name} - {self.less.name}"
+        if self.kind == "text":
+            return f"{self.more.name} - {self.less.name}"
+        return f"{self.more.bare()} - {self.less.bare()}, {half(self.more.text)}"
 
 
 class Found(NamedTuple):
@@ -109,14 +115,15 @@ class Found(NamedTuple):
         for text in self.halves:
             name = half(text).capitalize()
             told = [
-                f"{self.comparisons[i].name} {_number(self.difference, i)} (p {self.q[i]:.3f})" for i in self.of(text)
+                f"{self.comparisons[i].name.removesuffix(f', {half(text)}')} {_number(self.difference, i, '+.2f')} (p {_p(self.q[i])})"
+                for i in self.of(text)
             ]
             out.append(f"{name}: {self.verdicts[half(text)]}. Differences of {words}, p corrected: {'; '.join(told)}.")
             if (text, SLOTS) in self.removals:
                 i = self.removals.index((text, SLOTS))
                 out.append(
-                    f"{name}, cutting all slots moves an answer by {_number(self.moved, i, '')} {units}, cutting as many tokens "
-                    f"of the frame by {_number(self.placebo, i, '')}; corrected p of the difference {self.extra_q[i]:.3f}."
+                    f"{name}, cutting all slots moves an answer by {_number(self.moved, i)} {units}, cutting as many tokens "
+                    f"of the frame by {_number(self.placebo, i)}; corrected p of the difference {_p(self.extra_q[i])}."
                 )
         contents = [i for i, c in enumerate(self.comparisons) if c.kind == "content"]
         widest = float((self.difference.high - self.difference.low)[contents].max()) / 2
@@ -189,10 +196,9 @@ def verdict(found: Found, text: bool) -> str:
     moves = found.removals.index((text, SLOTS)) if (text, SLOTS) in found.removals else None
     if moves is None or not all(within[[content, *places]]):
         return NOTHING
-    if found.extra_q[moves] <= ALPHA and found.extra.estimate[moves] > 0:
-        return SEEN
-    most = min(found.moved.high[moves], found.extra.high[moves])
-    return IGNORED if most <= found.margin * found.spread[text] else NOTHING
+    if min(found.moved.high[moves], found.extra.high[moves]) <= found.margin * found.spread[text]:
+        return IGNORED
+    return SEEN if found.extra_q[moves] <= ALPHA and found.extra.estimate[moves] > 0 else NOTHING
 
 
 def _settled(table: Array, target: Array) -> Array:
@@ -234,8 +240,12 @@ def _effects(found: Sequence[Any], tested: bool) -> Effects:
     return made if tested else made._replace(p=np.full(len(found), np.nan))
 
 
-def _number(effect: Effects, i: int, sign: str = "+") -> str:
-    return f"{effect.estimate[i]:{sign}.2f} [{effect.low[i]:.2f}, {effect.high[i]:.2f}]"
+def _number(effect: Effects, i: int, form: str = ".2g") -> str:
+    return f"{effect.estimate[i]:{form}} [{effect.low[i]:.2g}, {effect.high[i]:.2g}]"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001" if value == value else "not tested"
 
 
 def half(text: bool) -> str:

@@ -57,13 +57,17 @@ def adjusted(p: Array, method: str = "holm") -> Array:
     return (holm(flat) if method == "holm" else false_discovery_control(flat)).reshape(p.shape)
 
 
-def sign_flip(table: Array, draws: int = 2000, seed: int = 0) -> Array:
-    """Two-sided permutation p-values (...) of "differences (..., queries) are symmetric around zero", by flipping signs."""
+def sign_flip(table: Array, draws: int = 10000, seed: int = 0) -> Array:
+    """Two-sided permutation p-values (...) of "differences (..., queries) are symmetric around zero", by flipping signs.
+
+    Up to 13 queries every pattern of signs is taken: a p-value cannot be below 2 / 2^queries, nor beyond that below 2 / draws,
+    which must leave room for a correction over many cells.
+    """
     from scipy.stats import permutation_test
 
     table = np.asarray(table, float)
     found = permutation_test(
         (table,), np.mean, permutation_type="samples", vectorized=True, axis=-1, n_resamples=draws,
-        rng=np.random.default_rng(seed),
+        batch=max(1, int(1e7 // max(table.size, 1))), rng=np.random.default_rng(seed),
     )  # fmt: skip
     return np.asarray(found.pvalue)

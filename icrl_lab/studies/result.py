@@ -128,6 +128,30 @@ class StudyResult:
         """What a state would say if the model ended there; linear probes for the label."""
         return self.probe("lens", **options)
 
+    def attention(self, **options: Any) -> Reading:
+        """How much the answer and the query attend to each shot's vector, text and label."""
+        return self.probe("attention", **options)
+
+    def patching(self, **options: Any) -> Reading:
+        """Which states carry the answer: restored one by one in a corrupted run."""
+        return self.probe("patching", **options)
+
+    def attribution(self, **options: Any) -> Reading:
+        """Which shots an answer rests on, by captum, checked against leaving them out."""
+        return self.probe("attribution", **options)
+
+    def order(self, **options: Any) -> Reading:
+        """Whether it matters where a shot stands."""
+        return self.probe("order", **options)
+
+    def similarity(self, **options: Any) -> Reading:
+        """Whether it matters which shots, beside noise and same-shot predictors."""
+        return self.probe("similarity", **options)
+
+    def pause(self, **options: Any) -> Reading:
+        """Whether the vector is read, or only a place to pause."""
+        return self.probe("pause", **options)
+
     def save(self, path: str | os.PathLike) -> Path:
         """Write a run folder with its report, as `icrl-lab run` does; the folder must be new or empty."""
         from icrl_lab import report
