@@ -275,8 +275,12 @@ def test_a_reading_is_saved_and_drawn(reading, tmp_path):
 def test_the_real_models_attributions_add_up(smollm2):
     task = toy_task()
     study = Study(task, toy_vectors(task), smollm2, **PLAN | {"arms": ["zero-pad"]})
-    found = attribution(study, methods=["ig", "shapley"], seeds=[0], queries=3, steps=8, permutations=1)
-    assert float(found["error"].sel(by="shapley").max()) < 1e-4 and float(found["error"].sel(by="ig").max()) < 0.15
+    found = attribution(study, methods=["ig", "shapley"], seeds=[0], queries=3, steps=2, permutations=1)
+    assert float(found["error"].sel(by="shapley").max()) < 1e-4
+    # the real model bends sharply on the way from the mean vector: a sum that misses was given all the points it may have, and is told
+    missed = found["error"].sel(by="ig") > 0.02
+    assert (found["steps"].values[missed.transpose(*found["steps"].dims).values] == 8).all()
+    assert any("miss" in sentence for sentence in found.about["says"])
 
 
 # ------------------------------------------------------------------------------------------------ models whose mechanism is known
