@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from icrl_lab import __version__
-from icrl_lab.errors import IcrlError, StudyError
+from icrl_lab.errors import IcrlError, ProbeRefused, StudyError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     dash.add_argument(
         "dir", metavar="DIR", nargs="?", default="runs", help="a run folder, or a folder of runs (default: %(default)s)"
     )
+    dash.add_argument("--live", action="store_true", help="load the run's model too, so that shots can be moved")
     for server, port in ((lab, 8888), (dash, 8866)):
         server.add_argument("--port", type=int, default=port, help="default: %(default)s")
         server.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -165,7 +166,11 @@ def _study(spec, out: str, resume: bool) -> int:
             f"{count} row{'s' * (count > 1)} left out or merged, listed in the manifest; "
             f"the first: row {first.row + 1}, {first.reason}"
         )
-    result = study.run(out, resume=resume)
+    try:
+        result = study.run(out, resume=resume)
+    except ProbeRefused:  # the study is finished, and so is what else was asked
+        report.write(out)
+        raise
     page = report.write(out)
     print(tables.text(result.summary(), result.baselines(), units=study.task.units))
     _say(f"{len(study.cells())} cells in {time.time() - start:.0f} s; run folder {out}; report {page}")
@@ -192,7 +197,7 @@ def _lab(args: argparse.Namespace) -> int:
 def _dash(args: argparse.Namespace) -> int:
     from icrl_lab.widgets import serve
 
-    return serve.open_dash(args.dir, browser=not args.no_browser, port=args.port)
+    return serve.open_dash(args.dir, live=args.live, browser=not args.no_browser, port=args.port)
 
 
 def _bench(args: argparse.Namespace) -> int:

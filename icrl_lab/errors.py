@@ -20,6 +20,10 @@ class StudyError(IcrlError):
     exit_status = 2
 
 
+class ProbeRefused(StudyError):
+    """Some questions of a study file could not be asked; the study and the other questions are finished."""
+
+
 class DataError(IcrlError):
     """A table, an item or a vector that is missing, empty or cannot be used."""
 

@@ -532,3 +532,31 @@ def test_doctor_repeats_the_statistics(run, monkeypatch):
     assert status == 1 and len(re.findall("^NO  ", out, re.M)) == 1 and "NO  coverage mae" in out
     found = json.loads(run("doctor", "--statistics", "--json")[1])
     assert [check["needed"] for check in found][-2:] == [True, False]
+
+
+def test_a_run_is_opened_with_its_model_again(home, run, tmp_path):
+    """Live: loaded as its study file would, and the same; what has changed since is refused."""
+    import icrl_lab as lab
+
+    assert run("run", home / "s.toml", "--out", "out")[0] == 0
+    again = lab.open_run("out", live=True, progress=False)
+    assert again.study is not None and lab.open_run("out").study is None
+    cell = again.study.cells()[1]
+    row = again.predictions[again.predictions["arm"] == cell.arm.label]
+    row = row[(row["control"] == cell.control) & (row["seed"] == cell.seed) & (row["with_text"] == cell.with_text)]
+    now = again.study.compute(cell).set_index("item")["prediction"]
+    then = row[row["labels"] == cell.labels].set_index("item")["prediction"]
+    assert np.allclose(now.loc[then.index].astype(float), then.astype(float), atol=1e-4) and len(then)
+    shutil.copytree(home, tmp_path / "mine")
+    assert run("run", "mine/s.toml", "--out", "out2")[0] == 0
+    held = np.load("mine/v.npz")
+    np.savez("mine/v.npz", ids=held["ids"], values=held["values"] * 2)
+    with pytest.raises(lab.IcrlError, match="its vectors, encoder differ"):
+        lab.open_run("out2", live=True, progress=False)
+    lab.Study(again.study.task, again.study.vectors, again.study.llm, arms=["text"], seeds=1, shots=3).run(
+        "py", progress=False
+    )
+    with pytest.raises(lab.IcrlError, match="started in Python"):
+        lab.open_run("py", live=True, progress=False)
+    status, _, error = run("dash", "py", "--live", "--no-browser")
+    assert status == 3 and is_one_sentence(error)

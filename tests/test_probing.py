@@ -2,7 +2,7 @@
 
 import pytest
 
-from icrl_lab.errors import DataError, StudyError
+from icrl_lab.errors import DataError, ProbeRefused, StudyError
 from icrl_lab.probes import QUESTIONS, probe, running
 from icrl_lab.studies import Study, open_run
 from icrl_lab.studies.spec import StudySpec
@@ -74,6 +74,27 @@ def test_a_stop_keeps_the_readings_that_are_finished(tmp_path, monkeypatch):
         study(questions=["lens", "geometry"]).run(tmp_path / "run", progress=False)
     opened = open_run(tmp_path / "run")
     assert set(opened.readings()) == {"lens"} and len(opened.predictions)
+
+
+def test_a_question_that_is_refused_does_not_stop_the_others(tmp_path, monkeypatch):
+    real = running.probe
+
+    def refuses(question, *args, **options):
+        if question == "geometry":
+            raise DataError("too few queries")
+        return real(question, *args, **options)
+
+    monkeypatch.setattr(running, "probe", refuses)
+    with pytest.raises(ProbeRefused, match="1 of 2 questions could not be asked; geometry: too few queries"):
+        study(questions=["geometry", "lens"]).run(tmp_path / "run", progress=False)
+    assert set(open_run(tmp_path / "run").readings()) == {"lens"}
+
+
+def test_few_seeds_are_told_as_a_limit():
+    two = probe("lens", study(), arm="zero-pad", seeds=(0, 2), queries=12, permutations=4)
+    assert any("With 2 seeds" in said for said in two.about["limits"])
+    one = probe("lens", study(), arm="zero-pad", seeds=(0,), queries=12, permutations=4)
+    assert not any("seeds an interval" in said for said in one.about["limits"])
 
 
 @pytest.mark.parametrize(

@@ -479,3 +479,14 @@ def test_an_ensemble_is_a_cell_of_its_own():
     got = stats.summarise(rows)
     assert got["draws"].tolist() == [1, 16] and got["pearson"].nunique() <= 2
     assert verdicts.MIN_SEEDS == 2
+
+
+@pytest.mark.parametrize("metric,most", [("pearson", 2.0), ("spearman", 2.0), ("accuracy", 1.0)])
+def test_no_difference_is_said_to_be_larger_than_it_can_be(metric, most):
+    """Two seeds that disagree give a huge t interval; a difference of correlations lies within 2, of shares within 1."""
+    rng = np.random.default_rng(0)
+    target = rng.standard_normal(6) if most == 2 else np.array(list("aabbab"))
+    good = np.stack([target, target])
+    bad = np.stack([target, rng.permutation(target)[::-1]])
+    found = stats.paired(good, bad, target, metric)
+    assert found.low >= -most and found.high == most

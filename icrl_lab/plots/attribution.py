@@ -51,7 +51,7 @@ def figure(reading: Reading, query: str | None = None, seed: int | None = None, 
         value = rows["attribution"].sel(by=name).values
         made.add_trace(
             go.Bar(
-                x=value, y=y, orientation="h", name=NAMES[name], marker={"color": colour, "opacity": 0.85, "pattern": {"shape": PATTERNS[name], "fgcolor": CARD, "size": 5}},
+                x=value, y=y, orientation="h", name=NAMES[name], marker={"color": colour, "opacity": 0.85, "pattern": {"shape": PATTERNS[name], "fgcolor": CARD, "size": 5, "fillmode": "overlay"}},
                 width=0.8 / len(names), offset=-0.4 + 0.8 * place / len(names),
                 customdata=[_who(rows, s) for s in range(k)],
                 hovertemplate=f"%{{customdata}}<br>{NAMES[name]}: %{{x:.3g}}<extra></extra>",

@@ -17,6 +17,7 @@ its interval. It draws nothing: `plots` has a figure under the same name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,16 @@ if TYPE_CHECKING:
     from icrl_lab.values import Reading
 
 QUESTIONS = ("attention", "geometry", "lens", "patching", "attribution", "order", "similarity", "pause")
+FEW = 4  # seeds below which an interval over seeds, with one or two degrees of freedom, is hardly one
 
 
 def probe(question: str, study: Study, **options: Any) -> Reading:
     """The reading of one of QUESTIONS for a study; `options` are those of the probe's function."""
     if question not in QUESTIONS:
         raise StudyError(f"there is no probe {question!r}; {nearest(question, QUESTIONS)}")
-    return getattr(import_module(f"icrl_lab.probes.{question}"), question)(study, **options)
+    made = getattr(import_module(f"icrl_lab.probes.{question}"), question)(study, **options)
+    seeds = len(made.about.get("seeds", ()))
+    if not 1 < seeds < FEW:
+        return made
+    few = f"With {seeds} seeds an interval over new seeds is very wide, and says little; take five."
+    return replace(made, about={**made.about, "limits": [*made.about.get("limits", ()), few]})

@@ -54,9 +54,9 @@ def attribution(
     *,
     methods: Sequence[str] = METHODS,
     seeds: Sequence[int] | None = None,
-    queries: int | Sequence[int] | None = 8,
-    steps: int = 16,
-    permutations: int = 8,
+    queries: int | Sequence[int] | None = 6,
+    steps: int = 8,
+    permutations: int = 2,
     baseline: str = "mean",
     spans: str = "slots",
     with_text: bool | None = None,
@@ -67,7 +67,8 @@ def attribution(
     methods       of METHODS; integrated gradients need labels of one token
     seeds         None: the first two of the plan
     steps         points of the path of integrated gradients, up to four times as many where the sum misses too much
-    permutations  orders in which Shapley's values let the players come
+    permutations  orders in which Shapley's values let the players come; each costs a forward pass a player, and two are few:
+                  the reading says how well the halves agree
     baseline      what a vector is replaced by: "mean", the mean of the cell's slots, or "zero"
     spans         "slots"; or "all": also to text, labels, markers, each replaced by the mean token's embedding
 

@@ -44,12 +44,12 @@ def order(
     study: Study,
     arm: str | None = None,
     *,
-    permutations: int = 24,
+    permutations: int = 12,
     places: int = 5,
-    squares: int = 2,
+    squares: int = 1,
     controls: Sequence[str] = ("noise", "text"),
     seeds: Sequence[int] | None = None,
-    queries: int | Sequence[int] | None = 24,
+    queries: int | Sequence[int] | None = 12,
     selection: str | None = None,
     with_text: bool | None = None,
     seed: int = 0,
@@ -191,7 +191,19 @@ def _numbers(looks: dict[str, list[_Look]], study: Study) -> Named:
         "which shot of the study's own order stands there",
         "",
     )
+    _shown(arrays, [x.scene for x in looks["real"]], study)
     return arrays
+
+
+def _shown(arrays: Named, scenes: list[Scene], study: Study) -> None:
+    """What stands in the prompts, and what the simple predictors say of it: for showing an answer again without the model."""
+    item, label = (np.array(x) for x in zip(*(beside.standing(one) for one in scenes)))
+    arrays["shown_item"] = (("seed", "query", "position"), item, "shot in the study's own order", "")
+    arrays["shown_label"] = (("seed", "query", "position"), label, "label as written", "")
+    said = [beside.simple(one) for one in scenes]
+    table = np.array([[of[name] for of in said] for name in beside.predictors(study)])
+    units = scenes[0].units if study.task.targets is not None else ""
+    arrays["simple"] = (("predictor", "seed", "query"), table, "what a simple predictor says", units)
 
 
 def _positions(arrays: Named, looks: dict[str, list[_Look]], units: str) -> None:
@@ -284,7 +296,7 @@ def _coords(looks: dict[str, list[_Look]], seeds: tuple[int, ...]) -> dict[str, 
     names, others = list(looks), beside.predictors(one.study)
     task = one.study.task
     out: dict[str, Any] = {
-        "control": names, "other": names[1:], "by": [*names, *others], "versus": [*names[1:], *others], "seed": list(seeds),
+        "control": names, "other": names[1:], "by": [*names, *others], "versus": [*names[1:], *others], "predictor": list(others), "seed": list(seeds),
         "query": list(one.ids), "order": list(ORDERS), "metric": list(beside.metrics(one.study)),
         "contrast": [f"{a} less {b}" for a, b in CONTRASTS], "place": plan.squares[0].positions + 1,
         "position": np.arange(one.shots.shape[1]) + 1, "permutation": np.arange(len(plan.orders)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, IcrlError, ProbeRefused
 from icrl_lab.probes import probe
 from icrl_lab.values import Reading
 
@@ -17,10 +17,13 @@ FOLDER = "readings"
 
 
 def run_all(study: Study, asked: ProbeSpec, folder: Path, progress: bool | None = None) -> dict[str, Reading]:
-    """The readings that a study file asks for, saved under `folder`/readings; one that is there already is not made again."""
+    """The readings that a study file asks for, saved under `folder`/readings; one that is there already is not made again.
+
+    A question that is refused does not keep the others from being asked: a ProbeRefused names all such at the end.
+    """
     from tqdm import tqdm
 
-    found = {}
+    found, refused = {}, []
     bar = tqdm(asked.questions, unit="probe", desc="probes", disable=None if progress is None else not progress)
     for question in bar:
         bar.set_postfix_str(question, refresh=True)
@@ -29,10 +32,16 @@ def run_all(study: Study, asked: ProbeSpec, folder: Path, progress: bool | None 
         told = {"study": study.plan.__repr__(), **{k: _json(v) for k, v in options.items()}}
         kept = _kept(path)
         if kept is None or dict(kept.about.get("asked", {})) != told:
-            made = probe(question, study, **options)
+            try:
+                made = probe(question, study, **options)
+            except IcrlError as error:  # the questions that come after it are asked all the same
+                refused.append(f"{question}: {error}")
+                continue
             kept = Reading(made.question, made.data, {**made.about, "asked": told})
             kept.save(path)
         found[question] = kept
+    if refused:
+        raise ProbeRefused(f"{len(refused)} of {len(asked.questions)} questions could not be asked; {'; '.join(refused)}")
     return found
 
 

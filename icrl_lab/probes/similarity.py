@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from icrl_lab.studies.run import Study
 
-COUNTS = (1, 2, 5, 10, 20, 40)
+COUNTS = (1, 5, 10, 20)
 SHOWN = 5  # nearest items of each query that are kept for a figure
 LIMITS = (
     "Near shots have labels near the query's own: what all methods gain by them is not the model's reading of vectors.",
@@ -78,14 +78,14 @@ def similarity(
     shots: int | None = None,
     order: str | None = None,
     seeds: Sequence[int] | None = None,
-    queries: int | Sequence[int] | None = 24,
+    queries: int | Sequence[int] | None = 12,
     with_text: bool | None = None,
     seed: int = 0,
 ) -> Reading:
     """What nearer, farther and more diverse shots do for an arm, its controls and simple predictors on the same shots.
 
     measures  of similarity: "cosine" of the encoder's vectors, "tanimoto" of Morgan fingerprints; None: both for molecules
-    counts    numbers of shots for the curves; None: 1, 2, 5, 10, 20, 40, as far as pool and context hold them
+    counts    numbers of shots for the curves; None: 1, 5, 10, 20, as far as pool and context hold them
     curves    selections, by cosine, that are followed over counts
     orders    random orders of the same shots, for the split of variance
     shots, order  None: the first of the plan. An order that looks at the query shares no prefix, as "nearest" does not
@@ -168,26 +168,31 @@ class _Said:
     outcome, said  (control, S, N) outcomes and predictions
     simple         what the simple predictors say, by seed
     near           (measure,) mean similarity of the shots to their query
+    shown          (S, N, k) ids of the shots, their labels as written, and (measure, S, N, k) their similarity
     """
 
     outcome: Array
     said: Array
     simple: list[dict[str, Array]]
     near: Array
+    shown: tuple[Array, Array, Array]
 
 
 def _said(ask: _Ask, selection: str, shots: int | None = None) -> _Said:
     both: dict[str, list[Any]] = {name: [] for name in ask.views}
-    simple, near = [], []
+    simple, near, shown = [], [], []
     for s in ask.seeds:
         for name in ask.views:
             one = ask.scene(name, selection, s, shots)
             both[name].append(beside.asked(one))
             if name == "real":
                 simple.append(beside.simple(one))
-                near.append([_near(one, m).mean() for m in ask.measures])
+                near.append([_near(one, m) for m in ask.measures])
+                shown.append(beside.standing(one))
     outcome, said = (np.array([[pair[i] for pair in of] for of in both.values()]) for i in (0, 1))
-    return _Said(outcome, said, simple, np.mean(near, 0))
+    each = np.moveaxis(np.array(near), 1, 0)  # measure, S, N, k
+    item, label = (np.array(x) for x in zip(*shown))
+    return _Said(outcome, said, simple, each.mean((1, 2, 3)), (item, label, each))
 
 
 def _near(one: Scene, measure: str) -> Array:
@@ -213,7 +218,21 @@ def _selections(arrays: Named, ask: _Ask, first: Scene, names: list[str]) -> Arr
     arrays["outcome"] = (("control", "selection", "seed", "query"), outcome, "outcome", first.units)
     near = np.array([f.near for f in found]).T
     arrays["closeness"] = (("measure", "selection"), near, "mean similarity of shots to their query", "similarity")
+    _shown(arrays, ask, found, first.units)
     return table
+
+
+def _shown(arrays: Named, ask: _Ask, found: list[_Said], units: str) -> None:
+    """What stood in the prompts, and what the simple predictors said of it: for showing an answer again without the model."""
+    dims = ("selection", "seed", "query", "position")
+    arrays["shown_item"] = (dims, np.array([f.shown[0] for f in found]), "shot in the order of the prompt", "")
+    arrays["shown_label"] = (dims, np.array([f.shown[1] for f in found]), "label as written", "")
+    near = np.stack([f.shown[2] for f in found], 1)
+    arrays["shown_near"] = (("measure", *dims), near, "similarity of a shot to the query", "similarity")
+    names = beside.predictors(ask.study)
+    table = np.array([[[of[name] for of in f.simple] for f in found] for name in names])
+    units = units if ask.study.task.targets is not None else ""
+    arrays["simple"] = (("predictor", *dims[:-1]), table, "what a simple predictor says", units)
 
 
 def _curves(
@@ -318,7 +337,7 @@ def _coords(ask: _Ask, one: Scene, names: list[str]) -> dict[str, Any]:
     task, views, simple = ask.study.task, list(ask.views), beside.predictors(ask.study)
     out: dict[str, Any] = {
         "metric": list(beside.metrics(ask.study)), "selection": names, "measure": list(ask.measures), "control": views,
-        "other": views[1:], "by": [*views, *simple], "versus": [*views[1:], *simple], "seed": list(ask.seeds),
+        "other": views[1:], "by": [*views, *simple], "versus": [*views[1:], *simple], "predictor": list(simple), "seed": list(ask.seeds),
         "query": list(one.ids), "target": ("query", beside.truth(one)),
     }  # fmt: skip
     if task.text is not None:

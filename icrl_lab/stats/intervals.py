@@ -228,6 +228,7 @@ def _checked(pred: Any, target: Any, fallback: Any) -> tuple[Array, Array]:
     return pred, target.astype(str) if pred.dtype.kind in "US" else target
 
 
+WIDEST = {"fisher": 2.0, "wilson": 1.0}  # the largest difference of two correlations, of two shares
 NOTHING_KNOWN = Interval(float("nan"), float("nan"), float("nan"), float("nan"), "none")
 
 
@@ -276,7 +277,9 @@ def paired(
     if a.shape != b.shape:
         raise DataError(f"a paired difference needs the same seeds and items: {a.shape} against {b.shape}")
     (one, left), (two, right) = (pseudo_values(x, target, metric_name, reference) for x in (a, b))
-    return _interval(one - two, left - right, "plain", level, test=True)
+    found = _interval(one - two, left - right, "plain", level, test=True)
+    most = WIDEST.get(metric(metric_name).scale, np.inf)  # no difference is larger, however few the seeds
+    return replace(found, low=max(found.low, -most), high=min(found.high, most)) if found.method != "none" else found
 
 
 def over_seeds(values: Any, scale: str = "plain", level: float = 0.95) -> Interval:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from icrl_lab.studies.run import Study
+    from icrl_lab.studies.shown import Shown
     from icrl_lab.values import Reading, SlotMap
 
 NOT_OF_BASELINES = ("p", "p_holm", "verdict", "efficiency", "copy_rate", "note", "failures", "failure_rate")
@@ -30,6 +31,7 @@ class StudyResult:
     items        one row an item: id, text, target or label, role
     maps         fitted slot maps by name (of a run that was opened: read from its folder when asked)
     study        what was run, with its model; None for a run that was opened: its probes are those that were saved
+    record       the folder of a run that was opened
     """
 
     predictions: pd.DataFrame
@@ -39,6 +41,7 @@ class StudyResult:
     maps: Mapping[str, SlotMap] = field(default_factory=dict)
     path: Path | None = None
     study: Study | None = field(default=None, repr=False)
+    record: Any = field(default=None, repr=False)
     _summary: pd.DataFrame | None = None
     _baselines: pd.DataFrame | None = None
 
@@ -114,6 +117,16 @@ class StudyResult:
 
         return saved(self.path) if self.path is not None else {}
 
+    def prompts(self) -> Shown | None:
+        """Where the run's prompts are looked up: all of a study with its model, those that were kept of an opened run; None
+        for a run that kept none."""
+        from icrl_lab.studies.shown import Kept, Live
+
+        if self.study is not None:
+            return Live(self.study)
+        found = self.record.load_prompts() if self.record is not None else None
+        return None if found is None else Kept(found)
+
     def widget(self) -> Any:
         """The dashboard of this run."""
         from icrl_lab.widgets.dashboard import Dashboard
@@ -159,8 +172,15 @@ class StudyResult:
 
         with RunFolder.open_for_writing(path, self.manifest) as folder:
             folder.put("all", self.predictions)
-            folder.finish({}, self.summary(), self.baselines(), self.maps, self.items)
+            folder.finish({}, self.summary(), self.baselines(), self.maps, self.items, self._kept())
         return report.write(path).parent
+
+    def _kept(self) -> Mapping[str, Any] | None:
+        from icrl_lab.studies.shown import kept
+
+        if self.study is not None:
+            return kept(self.study).data
+        return self.record.load_prompts() if self.record is not None else None
 
     def __repr__(self) -> str:
         arms = ", ".join(map(str, self.predictions["arm"].unique()))
@@ -172,16 +192,40 @@ class StudyResult:
         return tables.html(self.summary(), self.baselines(), units=self.manifest["task"]["units"])
 
 
-def open_run(path: str | os.PathLike) -> StudyResult:
-    """A finished run from its folder, without any model. DataError names what is missing or damaged."""
+def open_run(path: str | os.PathLike, *, live: bool = False, progress: bool | None = None) -> StudyResult:
+    """A finished run from its folder. DataError names what is missing or damaged.
+
+    live      also load its data, vectors and model, so that it can be asked more; a DataError where they are not what they were
+    progress  bars while they are loaded; None shows them in a terminal
+    """
     from icrl_lab.studies.folder import RunFolder
 
     record = RunFolder.read(path)
     maps = _Lazy(record)
+    study = _again(record.manifest, progress) if live else None
     return StudyResult(
-        record.predictions, None, record.manifest, record.items, maps, record.path,
-        _summary=record.summary, _baselines=record.baselines,
+        record.predictions, None, record.manifest, record.items, maps, record.path, study,
+        record=record, _summary=record.summary, _baselines=record.baselines,
     )  # fmt: skip
+
+
+def _again(told: Mapping[str, Any], progress: bool | None) -> Study:
+    """The study that a manifest tells of, loaded as its study file would."""
+    from icrl_lab.studies.manifest import manifest
+    from icrl_lab.studies.run import load
+    from icrl_lab.studies.spec import StudySpec
+
+    if "task" not in told["study"]:
+        raise DataError(
+            "this run was started in Python, and its folder does not say how its data and model are loaded; "
+            "open it without live, or keep its study in a study file"
+        )
+    study = load(StudySpec.from_dict(told["study"]), progress=progress)
+    now = manifest(study, 0.0)["inputs"]
+    other = [name for name, value in told["inputs"].items() if now.get(name) != value]
+    if other:
+        raise DataError(f"what was loaded is not what this run saw: its {', '.join(other)} differ; open it without live")
+    return study
 
 
 class _Lazy(Mapping):

@@ -55,11 +55,11 @@ class Dashboard(View):
             self._build(0)
 
     @classmethod
-    def of_run(cls, folder: str | os.PathLike) -> Dashboard:
-        """The dashboard of a run folder."""
+    def of_run(cls, folder: str | os.PathLike, *, live: bool = False) -> Dashboard:
+        """The dashboard of a run folder; live: with its model, see `open_run`."""
         from icrl_lab.studies import open_run
 
-        return cls(open_run(folder))
+        return cls(open_run(folder, live=live, progress=False))
 
     def figures(self) -> Sequence[go.Figure]:
         return self.study.figures()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from icrl_lab.plots import style
 from icrl_lab.widgets.base import View, guarded, redraw
+from icrl_lab.widgets.figure import figure_widget
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -45,7 +45,7 @@ class ReadingView(View):
         names = list(self.drawn)
         self.shown = w.Dropdown(options=names, value=names[0], description="figure")
         self.shown.observe(self._chosen, "value")
-        self.figure = style.graph_objects().FigureWidget(self.drawn[names[0]])
+        self.figure = figure_widget(self.drawn[names[0]])
         self._listen()
         says, limits = (_sentences(reading.about.get(key, ())) for key in ("says", "limits"))
         about = ", ".join(str(reading.about[k]) for k in ("arm", "n", "interval") if reading.about.get(k))

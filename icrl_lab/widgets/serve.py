@@ -67,9 +67,10 @@ def find_run(folder: str | os.PathLike) -> Path:
     return finished[-1].parent
 
 
-def dashboard_notebook(run: Path) -> dict:
+def dashboard_notebook(run: Path, live: bool = False) -> dict:
     """The one-cell notebook that the app runs; `run` stands in it as JSON, never as code of its own."""
-    source = f"from icrl_lab.widgets.dashboard import Dashboard\nDashboard.of_run({json.dumps(str(run.resolve()))})"
+    asked = json.dumps(str(run.resolve())) + (", live=True" if live else "")
+    source = f"from icrl_lab.widgets.dashboard import Dashboard\nDashboard.of_run({asked})"
     cell: dict = {
         "cell_type": "code",
         "execution_count": None,
@@ -82,20 +83,25 @@ def dashboard_notebook(run: Path) -> dict:
     return {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
 
 
-def open_dash(folder: str | os.PathLike, *, browser: bool = True, port: int = 8866, token: str | None = None) -> int:
+def open_dash(
+    folder: str | os.PathLike, *, live: bool = False, browser: bool = True, port: int = 8866, token: str | None = None
+) -> int:
     """The dashboard of a run as an app; returns when it is stopped.
 
+    live   with the run's model loaded, so that shots can be moved and the model be asked
     token  asked for by the page; None makes one, which stands in the address that is printed
     """
     from icrl_lab.studies import open_run
 
     _need("voila", "jupyter")
     run = find_run(folder)
-    open_run(run)  # a damaged folder is said here, not in a browser
+    made = open_run(run)  # a damaged folder is said here, not in a browser
+    if live and "task" not in made.manifest["study"]:
+        raise DataError(f"{run} was not made from a study file, and does not say what to load; open it without --live")
     token = token or secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory(prefix="icrl-lab-dash-") as room:
         page = Path(room) / "dashboard.ipynb"
-        page.write_text(json.dumps(dashboard_notebook(run)), encoding="utf-8")
+        page.write_text(json.dumps(dashboard_notebook(run, live)), encoding="utf-8")
         address = f"http://{HOST}:{port}/?token={token}"
         print(f"the dashboard of {run}: {address}", flush=True)
         paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]

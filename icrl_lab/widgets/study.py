@@ -11,6 +11,7 @@ import ipywidgets as w
 from icrl_lab.plots import study as plots
 from icrl_lab.plots import style
 from icrl_lab.widgets.base import View, card, guarded, redraw
+from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.selection import Selection
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ class StudyView(View):
             box.observe(self._filtered, "value")
         for name in ("arm", "control"):
             getattr(self, name).observe(self._chosen, "value")
-        go = style.graph_objects()
-        self.arms_figure, self.parity_figure = go.FigureWidget(self._arms()), go.FigureWidget(self._parity())
+        self.arms_figure, self.parity_figure = figure_widget(self._arms()), figure_widget(self._parity())
         self._listen()
         self.errors = w.Select(options=(), rows=WORST, description="largest errors", layout={"width": "420px"})
         self.errors.observe(self._picked, "value")
