@@ -166,6 +166,27 @@ def apply(
     return list(prompts), Vectors(_OF_VECTORS[name](vectors, seed, tokens), vectors.ids, vectors.space)
 
 
+def join(
+    name: str, vectors: Vectors, drawn: Vectors, new: Vectors, *, seeds: Sequence[int], tokens: Tokens | None = None
+) -> Vectors:
+    """`drawn` (what the control made of `vectors`) with `new` items behind, and nothing in it drawn anew.
+
+    Each new item gets what the control draws for it beside `vectors`, from its own seed of `seeds`: it does not depend on which
+    other items are new. What all items share is shared with them.
+    """
+    if name in ("shared", "shared-item"):
+        more = np.broadcast_to(drawn.values[0], new.values.shape)
+    elif name in ("noise", "shuffled"):
+        rows = []
+        for i, seed in enumerate(seeds):
+            both = np.concatenate([vectors.values, new.values[i : i + 1]])
+            rows.append(_OF_VECTORS[name](Vectors(both, (*vectors.ids, new.ids[i]), vectors.space), seed, tokens)[-1])
+        more = np.array(rows).reshape(new.values.shape)
+    else:  # of one item at a time
+        more = apply(name, (), new, tokens=tokens)[1].values
+    return Vectors(np.concatenate([drawn.values, more]), (*drawn.ids, *new.ids), drawn.space)
+
+
 def _control(name: str) -> Control:
     def control(
         prompt: Prompt, vectors: Vectors, *, seed: int = 0, tokens: Tokens | None = None

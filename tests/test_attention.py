@@ -362,7 +362,9 @@ def test_figures_show_the_reading_s_numbers(tmp_path):
 
 def test_hostile_items_are_only_text(small):
     nasty = "<img src=x onerror=alert(1)>"
-    data = small.data.assign_coords(query=[f"{nasty}{i}" for i in range(5)])
+    called = {str(q): f"{nasty}{i}" for i, q in enumerate(small.data["query"].values)}
+    data = small.data.assign_coords(query=list(called.values()))
+    data["case_query"] = (data["case_query"].dims, [called[str(q)] for q in data["case_query"].values])
     for name in ("shot_item", "shot_label", "shot_text", "query_text"):
         data[name] = data[name].astype(object).where(False, nasty)
     for figure in plots.figures(Reading("attention", data, small.about)).values():

@@ -358,11 +358,27 @@ def test_figures_draw_what_the_reading_holds(readings):
     found = next(t for t in made["along"].data if t.name == "first found")
     assert list(found.x) == [0]
     points = [t for t in made["map-pca"].data if t.mode == "markers"]
-    assert len(points) == reading.data.sizes["mapped"] and len(points[0].x) == ITEMS
+    assert len(points) == 6 and len(points[0].x) == ITEMS
     alone = distortion(toy(), "random-projection", queries=10)
     assert list(plots.figures(alone)) == ["distortion"] and alone.plot().layout.width == 700
     with pytest.raises(DataError, match="no map 'umap'"):
         plots.maps(reading, "umap")
+
+
+def test_every_space_has_a_map_that_lies_as_the_encoders_does(readings):
+    from icrl_lab.probes.geometry import turned
+
+    data = readings["llama"].data
+    assert list(data["mapped"].values) == list(data["space"].values)
+    flat = data["coordinates"].values[0]
+    for one in flat[1:]:
+        a, b = one - one.mean(0), flat[0] - flat[0].mean(0)
+        product = a.T @ b  # of the nearest turn: symmetric, and no direction points away
+        assert np.allclose(product, product.T, atol=1e-8) and np.linalg.eigvalsh(product).min() > -1e-8
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((9, 2))
+    mirrored = plane @ np.array([[0.6, 0.8], [0.8, -0.6]]) + 3
+    assert np.allclose(turned(mirrored, plane), plane - plane.mean(0))
 
 
 def test_text_of_the_data_cannot_be_markup(readings):

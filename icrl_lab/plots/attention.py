@@ -428,4 +428,8 @@ def figures(reading: Reading) -> dict[str, go.Figure]:
         found["sink and shift"] = heads_map(
             reading, panels, "The sink, and what real vectors draw over " + reading.about["null"]
         )
+    from icrl_lab.plots import heads as of_heads  # it is made of this file's parts
+
+    layer, head = int(reading.data["top_layer"].values[0]), int(reading.data["top_head"].values[0])
+    found |= {"one head": of_heads.spans(reading, layer, head), "arcs": of_heads.arcs(reading)}
     return found | {"places": places(reading)}

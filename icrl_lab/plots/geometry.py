@@ -303,8 +303,8 @@ def maps(reading: Reading, method: str = "pca") -> go.Figure:
             f"this reading has no map {method!r}; {nearest(method, known) if known else 'ask the probe for methods'}"
         )
     here = data.sel(reducer=method)
-    spaces = [str(s) for s in data["mapped"].values]
-    trust = here["trustworthiness"].values
+    shown = _few([str(s) for s in data["mapped"].values])
+    spaces, trust = [str(s) for s in data["mapped"].values[shown]], here["trustworthiness"].values[shown]
     titles = [
         f"{_place(s)}<br><span style='font-size:11px'>trustworthiness {t:.2f}</span>" for s, t in zip(spaces, trust)
     ]
@@ -314,7 +314,7 @@ def maps(reading: Reading, method: str = "pca") -> go.Figure:
     classes = 0
     for number in range(len(spaces)):
         at = number // 3 + 1, number % 3 + 1
-        flat = here["coordinates"].values[number]
+        flat = here["coordinates"].values[shown[number]]
         classes = _points(figure, reading, flat, at, number == 0)
         for letter, item in zip("ABCD", marked):
             figure.add_annotation(
@@ -335,6 +335,17 @@ def maps(reading: Reading, method: str = "pca") -> go.Figure:
     made = _finish(figure, reading, f"The items in a few spaces ({name})", words, 230 * rows + 30, -(-classes // 2))
     made.update_layout(margin_t=made.layout.margin.t + 14, height=made.layout.height + 14)
     return _drawn(made, reading, marked)
+
+
+def _few(spaces: list[str]) -> list[int]:
+    """Places of the spaces that a page shows: the encoder, the slots, and of each position the middle and the last depth."""
+    chosen: list[str] = [s for s in ("encoder", "slots") if s in spaces]
+    for position in WORDS:
+        depths = sorted(int(s.split()[1]) for s in spaces if s.split()[0] == position)
+        if depths:
+            middle = min(depths, key=lambda d: abs(d - (depths[-1] + 1) // 2))
+            chosen += [f"{position} {d}" for d in sorted({middle, depths[-1]})]
+    return [spaces.index(s) for s in chosen]
 
 
 def _place(space: str) -> str:

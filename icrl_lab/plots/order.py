@@ -120,6 +120,45 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     )  # fmt: skip
 
 
+def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figure:
+    """One query's answers under every stored permutation, one of them marked, beside noise and the simple predictors."""
+    go = style.graph_objects()
+    data = reading.data
+    one = data["outcome"].sel(query=query, seed=seed)
+    made, names = go.Figure(), []
+    for place, control in enumerate(data["control"].values.tolist()):
+        colour, shape = LOOKS.get(control, style.look(control))
+        values = one.sel(control=control).values
+        names.append(NAMES.get(control, control))
+        for x, size, faint in ((values, 6, 0.45), (values[permutation : permutation + 1], 15, 1.0)):
+            made.add_scatter(
+                x=x.tolist(), y=[-place] * len(x), mode="markers", showlegend=False, opacity=faint,
+                marker={"color": colour, "symbol": shape, "size": size, "line": {"width": 1.5, "color": colour}},
+                hovertemplate=f"<b>{names[-1]}</b><br>%{{x:.3g}}<extra></extra>",
+            )  # fmt: skip
+    if "simple" in data and data["simple"].dtype.kind == "f":
+        for name in data["predictor"].values.tolist():
+            colour, shape = LOOKS.get(name, style.look(name))
+            made.add_scatter(
+                x=[float(data["simple"].sel(predictor=name, query=query, seed=seed))], y=[-len(names)], mode="markers", showlegend=False,
+                marker={"color": colour, "symbol": shape, "size": 11, "line": {"width": 1.6, "color": colour}},
+                hovertemplate=f"<b>{NAMES.get(name, name)}</b><br>%{{x:.3g}}<extra></extra>",
+            )  # fmt: skip
+            names.append(NAMES.get(name, name))
+    if "target" in data.coords:
+        truth = float(data["target"].sel(query=query))
+        made.add_vline(x=truth, line={"color": style.ORANGE, "dash": "dash", "width": 1.6})
+        made.add_annotation(
+            x=truth, y=0.75, text="true value", showarrow=False, font={"size": 11, "color": style.ORANGE}
+        )
+    made.update_yaxes(
+        tickvals=[-i for i in range(len(names))], ticktext=names, range=[-len(names) + 0.4, 1.1], zeroline=False, showgrid=False,
+    )  # fmt: skip
+    made.update_xaxes(title=style.safe(reading.about.get("units", ""), 40), title_standoff=6, zeroline=False)
+    words = f"{style.safe(reading.about.get('permutations', ''))}; seed {seed}. Small: every order that was asked; large: the one that is shown. To open shapes order is nothing."
+    return style.finish(made, "What the model answered under each order", words, 34 * len(names) + 40)
+
+
 def _told(data: Any, control: str) -> str:
     value, low, high = (float(data[f"spread{tail}"].sel(control=control)) for tail in ("", "_low", "_high"))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -220,6 +220,28 @@ def neighbours(reading: Reading, query: str | None = None) -> go.Figure:
     return style.finish(made, "What is near", words, 170 * len(measures))
 
 
+def replay(reading: Reading, query: str, seed: int, selection: str) -> go.Figure:
+    """What was answered to one query under one selection of shots and under random ones, beside noise and the simple predictors."""
+    from icrl_lab.plots.live import Row, strip
+
+    data = reading.data.sel(query=query, seed=seed)
+    names = data["selection"].values.tolist()
+    base = "random" if "random" in names and selection != "random" else None
+    rows = []
+    for control in data["control"].values.tolist():
+        for how, words in ((base, "random shots, as it was"), (selection, selection)):
+            if how is not None:
+                value = float(data["outcome"].sel(control=control, selection=how))
+                rows.append(Row(f"{NAMES.get(control, control)}, {words}", control, value))
+    number = "simple" in data and data["simple"].dtype.kind == "f"
+    names = data["predictor"].values.tolist() if number else []
+    simple = data["simple"].sel(selection=selection).values.tolist() if number else []
+    rows += [Row(NAMES.get(name, name), name, float(value)) for name, value in zip(names, simple)]
+    truth = float(data["target"]) if data["target"].dtype.kind == "f" else None
+    words = f"Seed {seed}; open: the same under random shots. The simple predictors see the shots of {selection!r}."
+    return strip(rows, truth, str(reading.about.get("units", "")), "What the model answered under these shots", words)
+
+
 def _number(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else style.safe(value, 12)
 

@@ -60,7 +60,7 @@ def svg(figure: go.Figure, width: int = SIZE) -> str:
     left = 34.0 + 6.6 * max((min(len(_strip(word)), LONGEST) for word in words), default=4)
     box = (left, top, width - 16.0, height - 48.0)
     axes = _axes(plain, layout, box)
-    body = [_title(title)]
+    body = [_title(title), *_bows(layout.get("shapes") or (), axes)]
     for trace in plain["data"]:
         if trace.get("visible", True) is not True:
             continue
@@ -361,6 +361,26 @@ def _notes(notes: Any, axes: dict[str, Axis], box: tuple[float, float, float, fl
         if math.isfinite(px) and math.isfinite(py):
             anchor = {"left": "start", "right": "end"}.get(note.get("xanchor", ""), "middle")
             yield f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{html.escape(_strip(note["text"]))}</text>'
+
+
+def _bows(shapes: Any, axes: dict[str, Axis]) -> Iterator[str]:
+    """Shapes that are paths on axes: moves, lines and quadratic curves."""
+    for shape in shapes:
+        x, y = axes.get(shape.get("xref") or "x"), axes.get(shape.get("yref") or "y")
+        words = re.findall(r"[MLQ]|-?[0-9.]+(?:e-?[0-9]+)?", str(shape.get("path", "")))
+        if shape.get("type") != "path" or x is None or y is None or len(words) < 3:
+            continue
+        out, turn = [], 0
+        for word in words:
+            if word in "MLQ":
+                out.append(word)
+                turn = 0
+            else:
+                out.append(f"{(y if turn % 2 else x).at(word):.1f}")
+                turn += 1
+        line = shape.get("line") or {}
+        look = f'stroke="{_safe(line.get("color"))}" stroke-width="{_number(line.get("width", 2)):.1f}"'
+        yield f'<path d="{" ".join(out)}" {look} stroke-opacity="{_number(shape.get("opacity", 1)):.2f}" fill="none"/>'
 
 
 def _title(lines: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
 
 ALPHA = 0.05
+CASE_BYTES = 1.6e6
 SHARE, EVEN = "share", "times even attention"
 BOUNDS = {SHARE: (0.0, 1.0), EVEN: (0.0, np.inf)}  # where an interval of such a unit is cut off
 INTERVAL = (
@@ -65,6 +66,7 @@ def attention(
     rows: Sequence[str] = ROWS,
     against: Sequence[str] = ("noise", "text"),
     top: int = 8,
+    cases: int = 8,
 ) -> Reading:
     """How much each head attends to what, and whether it follows the encoder's similarity.
 
@@ -73,17 +75,21 @@ def attention(
     against    controls beside the real vectors, and "text": prompts with the item's text in the slot's place. For the arm "text" and
                for "dummy", the item's text and the dummy's marker take the role of the vector.
     top        how many of the heads that follow most are kept query by query
+    cases      how many queries of the first seed are kept at every head; fewer where they would take more than CASE_BYTES
 
     In the reading, over (control, row, part, layer, head): `share` of all but the sink, with interval, and `lift`, the share
     a token over that of even attention; `sink`, the share of position 0; `shift` is share, real less noise, with p, q and fdr.
     `total_share`, `total_lift`, `total_sink` and `total_shift` are means over all heads. Over (control, row, target, layer, head):
     `by_shot` (and shot) lift of each shot; `rho`, `follows`, and without control `gain`, with interval, p, q and fdr. `top_row`,
-    `top_target`, `top_layer`, `top_head`, `top_lift` (top, control, seed, query, shot), `top_rho` beside `similarity`.
+    `top_target`, `top_layer`, `top_head`, `top_lift` (top, control, seed, query, shot), `top_rho` beside `similarity`. `case_lift` (case, control, row, target, layer, head,
+    shot) is the same at every head, of the few queries `case_query` under the first seed.
     StudyError for fewer than 3 shots that could be ranked, and for unknown names; DataError for fewer than 3 queries.
     """
     xarray()
-    if top < 1 or not rows or len(set(rows)) != len(rows):
-        raise StudyError(f"top is {top} and rows {tuple(rows)}; give at least one head and different rows")
+    if top < 1 or cases < 1 or not rows or len(set(rows)) != len(rows):
+        raise StudyError(
+            f"top is {top}, cases {cases} and rows {tuple(rows)}; give at least one head, one case and different rows"
+        )
     seeds = tuple(study.plan.seeds if seeds is None else seeds)
     views, absent = views_of(study, arm, against, seeds[0], queries, with_text)
     sums: dict[str, _Sum] = {}
@@ -95,6 +101,7 @@ def attention(
         sums.setdefault(name, _Sum(targets, [], [], [], [], [], [], [])).add(found, similarity(one))
     null = "noise" if "noise" in views else next((c for c in views if c not in ("real", "text")), None)
     arrays, order = _numbers(sums, null, top)
+    arrays |= _cases(sums, scenes[0].ids, cases)
     data = _dataset(arrays, scenes, rows, sums, order, seeds)
     about = {
         **about_of(scenes[0], seeds), "weighting": weighting, "null": null or "", "interval": INTERVAL,
@@ -321,6 +328,19 @@ def xarray() -> Any:
     except ImportError:
         raise MissingExtra('probes need xarray: pip install "icrl-lab[probes]"') from None
     return xr
+
+
+def _cases(sums: Mapping[str, _Sum], ids: Sequence[str], cases: int) -> Named:
+    """A few queries of the first seed, spread evenly, at every head; at least one, whatever its size."""
+    first = np.stack([s.shots[0] for s in sums.values()], 1)  # query, control, row, target, shot, layer, head
+    count = max(1, min(cases, len(ids), int(CASE_BYTES // first[0].nbytes)))
+    which = np.unique(np.linspace(0, len(ids) - 1, count).round().astype(int))
+    dims = ("case", "control", "row", "target", "layer", "head", "shot")
+    words = "attention a token over even attention, of one query under the first seed"
+    return {
+        "case_lift": (dims, np.moveaxis(first[which], 4, -1), words, EVEN),
+        "case_query": (("case",), np.array(ids)[which], "query of each case", ""),
+    }
 
 
 def _dataset(

@@ -89,6 +89,16 @@ def shown(one: Scene) -> Array:
     return table if task.targets is not None else (table == truth(one)[:, None]).astype(float)
 
 
+def standing(one: Scene) -> tuple[Array, Array]:
+    """(n, k) ids of the shots of each prompt in their order, and (n, k) the label that each is shown with, as written."""
+    task, material = one.study.task, one.study.material
+    of: dict[bytes, tuple[str, ...]] = {}
+    for query, row in zip(one.queries, one.shots):
+        if row.tobytes() not in of:
+            of[row.tobytes()] = material.group(one.cell, (int(query),), row).written
+    return np.array(task.ids)[one.shots], np.array([of[row.tobytes()] for row in one.shots])
+
+
 def simple(one: Scene) -> dict[str, Array]:
     """(n,) predictions of each simple predictor, from the shots of each query's own prompt and their labels as shown.
 

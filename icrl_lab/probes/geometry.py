@@ -435,22 +435,29 @@ def _named(name: str, depth: int, top: int) -> tuple[bool, str]:
 
 
 def _maps(first: Points, methods: Sequence[str], metric: str, k: int, seed: int) -> Named:
-    """Coordinates of a few spaces of the first seed's real vectors."""
-    last = len(first.slot) - 1
-    chosen = ["encoder", "slots", *(f"{p} {d}" for p in POSITIONS for d in sorted({(last + 1) // 2, last}))]
+    """Coordinates of every space of the first seed's real vectors, each map turned or mirrored to lie as the encoder's does."""
     if not methods:
         return {}
     made = [
-        [spaces.embedding(first.named[n], m, metric=metric, neighbours=k, seed=seed) for n in chosen] for m in methods
+        [spaces.embedding(x, m, metric=metric, neighbours=k, seed=seed) for x in first.named.values()] for m in methods
     ]
-    flat = np.array([[e.coordinates for e in row] for row in made])
+    flat = np.array([[turned(e.coordinates, row[0].coordinates) for e in row] for row in made])
     trust = np.array([[e.trustworthiness for e in row] for row in made])
+    words = "map in two dimensions, first seed, turned or mirrored to lie as the encoder's does"
     return {
-        "coordinates": (("reducer", "mapped", "query", "axis"), flat, "map in two dimensions, first seed", "arbitrary"),
+        "coordinates": (("reducer", "mapped", "query", "axis"), flat, words, "arbitrary"),
         "trustworthiness": (("reducer", "mapped"), trust, f"share of {k} neighbours on the map that are true (1: all)", "share"),
         "reducer": (("reducer",), list(methods), "", ""),
-        "mapped": (("mapped",), chosen, "", ""),
+        "mapped": (("mapped",), list(first.named), "", ""),
     }  # fmt: skip
+
+
+def turned(flat: Array, onto: Array) -> Array:
+    """A map (n, 2), turned or mirrored about its centre to lie as near another as it can; no distance changes (Schoenemann 1966)."""
+    from scipy.linalg import orthogonal_procrustes
+
+    mine = flat - flat.mean(0)
+    return mine @ orthogonal_procrustes(mine, onto - onto.mean(0))[0]
 
 
 # ------------------------------------------------------------------------------------------------ the slot map alone

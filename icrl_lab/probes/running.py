@@ -41,7 +41,9 @@ def run_all(study: Study, asked: ProbeSpec, folder: Path, progress: bool | None 
             kept.save(path)
         found[question] = kept
     if refused:
-        raise ProbeRefused(f"{len(refused)} of {len(asked.questions)} questions could not be asked; {'; '.join(refused)}")
+        raise ProbeRefused(
+            f"{len(refused)} of {len(asked.questions)} questions could not be asked; {'; '.join(refused)}"
+        )
     return found
 
 

@@ -170,6 +170,32 @@ def pick(study: Study, arm: str | None) -> Any:
     return arms[arm]
 
 
+def cell_of(
+    study: Study,
+    arm: str | None = None,
+    control: str = "real",
+    *,
+    with_text: bool | None = None,
+    labels: str | None = None,
+    shots: int | None = None,
+    selection: str | None = None,
+    order: str | None = None,
+    seed: int | None = None,
+) -> Cell:
+    """The cell that `scene` lays out; nothing is rendered. StudyError for a study that no probe can look at."""
+    plan = study.plan
+    if plan.queries_per_prompt != 1:
+        raise StudyError("a probe looks at prompts with one query each; take queries_per_prompt = 1")
+    if study.material.format is not None and not study.material.format.closed:
+        raise StudyError("a probe reads labels from a closed set; take label_format = 'digit', 'letter' or 'two-digit'")
+    chosen = pick(study, arm)
+    text = chosen.name == "text" or (plan.with_text[0] if with_text is None else with_text)
+    return Cell(
+        chosen, control if chosen.has_slots else "real", text, labels or plan.labels[0], shots or plan.shots[0],
+        selection or plan.selection[0], order or plan.order[0], plan.seeds[0] if seed is None else seed,
+    )  # fmt: skip
+
+
 def scene(
     study: Study,
     arm: str | None = None,
@@ -190,17 +216,18 @@ def scene(
     queries  how many of the study's queries, spread evenly over them, or their positions in the task; None: all
     draw     which draw of map and order, for arms that mix several
     """
-    plan, material = study.plan, study.material
-    if plan.queries_per_prompt != 1:
-        raise StudyError("a probe looks at prompts with one query each; take queries_per_prompt = 1")
-    if material.format is not None and not material.format.closed:
-        raise StudyError("a probe reads labels from a closed set; take label_format = 'digit', 'letter' or 'two-digit'")
-    chosen = pick(study, arm)
-    text = chosen.name == "text" or (plan.with_text[0] if with_text is None else with_text)
-    cell = Cell(
-        chosen, control if chosen.has_slots else "real", text, labels or plan.labels[0], shots or plan.shots[0],
-        selection or plan.selection[0], order or plan.order[0], plan.seeds[0] if seed is None else seed,
-    )  # fmt: skip
+    material = study.material
+    cell = cell_of(
+        study,
+        arm,
+        control,
+        with_text=with_text,
+        labels=labels,
+        shots=shots,
+        selection=selection,
+        order=order,
+        seed=seed,
+    )
     rendered, groups = material.rendered(cell, draw)
     order_of = [int(q) for group in groups for q in group.queries]
     shots_of = [group.positions for group in groups for _ in group.queries]
@@ -232,6 +259,28 @@ def arranged(
     rendered = material.arranged(one.cell, one.draw, groups)
     shots = np.stack([group.positions for group in groups]) if groups else np.empty(rows.shape, np.int64)
     return Scene(one.study, one.cell, one.draw, one.queries[which], shots, _tries(one.study, rendered))
+
+
+def replaced(one: Scene, shots: np.ndarray) -> Scene:
+    """The scene of the same queries with other shots of the pool, (n, k') positions in the task in the order of the prompt. Items
+    that `one` shows keep their vectors; labels are shown as its cell shows them. StudyError for shots that cannot be."""
+    shots = np.asarray(shots, np.int64)
+    if shots.ndim != 2 or len(shots) != len(one.queries) or not shots.shape[1]:
+        raise ValueError(f"shots of shape {shots.shape} for {len(one.queries)} queries")
+    pool, ids = set(one.study.task.pool.tolist()), one.study.task.ids
+    for query, row in zip(one.queries.tolist(), shots.tolist()):
+        outside = next((p for p in row if p not in pool or p == query), None)
+        if outside is not None:
+            name = repr(ids[outside]) if 0 <= outside < len(ids) else f"at {outside}"
+            raise StudyError(
+                f"the item {name} cannot be a shot of {ids[query]!r}: a shot is an item of the pool, and not the query"
+            )
+        if len(set(row)) != len(row):
+            raise StudyError(f"a shot stands twice in the prompt of {ids[query]!r}; take different items")
+    material = one.study.material
+    groups = [material.group(one.cell, (int(q),), row) for q, row in zip(one.queries, shots)]
+    rendered = material.arranged(one.cell, one.draw, groups)
+    return Scene(one.study, one.cell, one.draw, one.queries, shots, _tries(one.study, rendered))
 
 
 def _tries(study: Study, rendered: Sequence[Rendered]) -> answers.Tries:

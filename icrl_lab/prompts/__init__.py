@@ -9,12 +9,14 @@ model and no score: vectors come from the maps, labels come written from the ans
     tokens.py      the tokenizer seen so that the text of data can never be a control token
     rendering.py   `render`, `render_all`: ids, slots, spans
     cuts.py        where the prompt ends and its label begins, for any tokenizer
+    pieces.py      a rendered prompt as one sees it, part by part
 """
 
 from __future__ import annotations
 
 from icrl_lab.prompts.building import VIEWS, Example, build
 from icrl_lab.prompts.cuts import Cut, cuts
+from icrl_lab.prompts.pieces import Piece, pieces
 from icrl_lab.prompts.rendering import refill, render, render_all
 from icrl_lab.prompts.templates import LAYOUTS, MARKERS, Template, layout
 
@@ -24,10 +26,12 @@ __all__ = [
     "VIEWS",
     "Cut",
     "Example",
+    "Piece",
     "Template",
     "build",
     "cuts",
     "layout",
+    "pieces",
     "refill",
     "render",
     "render_all",

@@ -6,6 +6,7 @@
     run.py         the loop: compute, keep, resume
     comparison.py  the simple predictors on the same shots
     manifest.py    what was run, of what, on what
+    shown.py       what its prompts look like, with the model or as the run kept them
     result.py      what a study found: tables, and doors to figures
     folder.py      the run folder on disk; journal.py, how a finished cell is kept
 

@@ -42,6 +42,7 @@ FORMAT = 1  # of the folder; a reader refuses another
 SAME = ("study", "inputs")  # keys of the manifest that must agree for a run to be resumed
 
 _JOURNAL, _MANIFEST, _LOCK = "cells.journal", "manifest.json", ".lock"
+PROMPTS = "prompts.json"
 _TABLES = ("predictions.parquet", "summary.csv", "baselines.csv", "items.parquet")
 _WORDS = ("task", "encoder", "llm", "arm", "control", "labels", "selection", "order", "baseline", "verdict", "note")
 
@@ -134,10 +135,12 @@ class RunFolder:
         baselines: pd.DataFrame | None = None,
         maps: Mapping[str, SlotMap] | None = None,
         items: pd.DataFrame | None = None,
+        prompts: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the tables, the maps and, last, the manifest with the SHA-256 of every file.
 
-        items  one row an item: id, text, target or label, role ("pool", "query" or "")
+        items    one row an item: id, text, target or label, role ("pool", "query" or "")
+        prompts  some of the prompts, as `shown.kept` gives them; None: none are kept
         """
         import pandas as pd
 
@@ -148,7 +151,9 @@ class RunFolder:
             for name, table in zip(_TABLES, tables):
                 if table is not None:
                     _write_table(self.path / name, table)
-            names = [name for name in _TABLES if (self.path / name).exists()]
+            if prompts is not None:
+                write_text(self.path / PROMPTS, json.dumps(prompts, ensure_ascii=False))
+            names = [name for name in (*_TABLES, PROMPTS) if (self.path / name).exists()]
             names += sorted(f"maps/{p.name}" for p in self.path.glob("maps/*.safetensors"))
             self.manifest.update(_plain(dict(manifest_updates)))
             files = {name: sha256(self.path / name) for name in names}
@@ -200,6 +205,13 @@ class Record:
     def maps(self) -> tuple[str, ...]:
         """Names of the saved slot maps."""
         return tuple(n[len("maps/") : -len(".safetensors")] for n in self.manifest["files"] if n.startswith("maps/"))
+
+    def load_prompts(self) -> dict[str, Any] | None:
+        """The prompts that the run kept, the file checked first; None for a run that kept none."""
+        if PROMPTS not in self.manifest["files"]:
+            return None
+        _check(self.path, PROMPTS, self.manifest)
+        return json.loads((self.path / PROMPTS).read_text(encoding="utf-8"))
 
     def load_map(self, name: str) -> SlotMap:
         """One fitted slot map, its file checked first."""

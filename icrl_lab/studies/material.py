@@ -57,6 +57,11 @@ class Shots:
         return Shots(self.queries, self.positions[list(rows)], tuple(self.written[r] for r in rows))
 
 
+def _used(groups: Sequence[Shots]) -> list[int]:
+    """Every item of some prompts, shots and queries, once."""
+    return sorted({int(p) for g in groups for p in (*g.positions, *g.queries)})
+
+
 def check(task: Task, plan: PlanSpec) -> None:
     """Raise the DataError or StudyError of a plan that this task cannot have: before anything is encoded or loaded."""
     most = max(plan.shots)
@@ -314,13 +319,30 @@ class Material:
         return prompts.refill(text, self._changed(cell, draw, mapped)), groups
 
     def arranged(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> list[Rendered]:
-        """The prompts of a cell for other arrangements of its own shots, one a query. Every item keeps the vector that it has in
-        `rendered`: what a control drew for the cell is not drawn anew for fewer shots or another order."""
+        """The prompts of a cell for other arrangements of its shots, or other shots, one a query. Every item keeps the vector that it
+        has in `rendered`: what a control drew for the cell is not drawn anew. An item that the cell does not show gets what
+        the control draws for it beside them. StudyError for such an item where the map was fitted on the cell's own shots."""
         if not cell.arm.has_slots:
             return self._text(cell, groups, 1, None)
         own = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
         mapped = self._once(cell, ("slots", cell.arm.label, draw), lambda: self._slots(cell, draw, own))
-        return prompts.refill(self._text(cell, groups, mapped.slots, mapped), self._changed(cell, draw, mapped))
+        known = set(mapped.ids)
+        new = [p for p in _used(groups) if self.task.ids[p] not in known]
+        if not new:
+            return prompts.refill(self._text(cell, groups, mapped.slots, mapped), self._changed(cell, draw, mapped))
+        if maps.NEEDS.get(cell.arm.name) == "labels":
+            raise StudyError(
+                f"the arm {cell.arm.label!r} fits its map to the shots of the study, so that no other can stand in the prompt; "
+                "take another arm, or change only their order"
+            )
+        more = self._mapped(cell, draw, new)
+        whole = Vectors(np.concatenate([mapped.values, more.values]), (*mapped.ids, *more.ids), mapped.space)
+        text = self._text(cell, groups, mapped.slots, whole)
+        if cell.control in ("real", "dummy"):
+            return prompts.refill(text, whole)
+        seeds = [stream("control", cell.seed, draw, p) for p in new]
+        drawn = self._changed(cell, draw, mapped)
+        return prompts.refill(text, controls.join(cell.control, mapped, drawn, more, seeds=seeds, tokens=self.tokens))
 
     def _changed(self, cell: Cell, draw: int, mapped: Vectors) -> Vectors:
         """The cell's vectors under its control."""
@@ -331,12 +353,13 @@ class Material:
 
     def _once(self, cell: Cell, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What cells of one seed and condition share; forgotten when the next seed begins."""
-        if self._of_seed.get("seed") != cell.seed:
-            self._of_seed = {"seed": cell.seed}
+        held = self._of_seed  # one look: a page may show a prompt while its model answers in another thread
+        if held.get("seed") != cell.seed:
+            held = self._of_seed = {"seed": cell.seed}
         key = (cell.labels, cell.shots, cell.selection, cell.order, *key)
-        if key not in self._of_seed:
-            self._of_seed[key] = make()
-        return self._of_seed[key]
+        if key not in held:
+            held[key] = make()
+        return held[key]
 
     def _text(self, cell: Cell, groups: Sequence[Shots], width: int, slots: Vectors | None) -> list[Rendered]:
         """The cell's prompts with the vectors as mapped, or with dummy markers in their place."""
@@ -347,8 +370,10 @@ class Material:
 
     def _slots(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> Vectors:
         """The mapped vectors of every item of the cell's prompts and of no other."""
-        used = sorted({int(p) for g in groups for p in (*g.positions, *g.queries)})
-        ids = [self.task.ids[p] for p in used]
+        return self._mapped(cell, draw, _used(groups))
+
+    def _mapped(self, cell: Cell, draw: int, positions: Sequence[int]) -> Vectors:
+        ids = [self.task.ids[p] for p in positions]
         mapped = [maps.apply(m, k.take(ids)) for m, k in zip(self.slot_maps(cell, draw), self._sources(cell.arm))]
         return mapped[0] if len(mapped) == 1 else maps.stack_slots(mapped)
 

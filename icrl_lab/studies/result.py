@@ -224,7 +224,9 @@ def _again(told: Mapping[str, Any], progress: bool | None) -> Study:
     now = manifest(study, 0.0)["inputs"]
     other = [name for name, value in told["inputs"].items() if now.get(name) != value]
     if other:
-        raise DataError(f"what was loaded is not what this run saw: its {', '.join(other)} differ; open it without live")
+        raise DataError(
+            f"what was loaded is not what this run saw: its {', '.join(other)} differ; open it without live"
+        )
     return study
 
 

@@ -67,6 +67,7 @@ class Study:
         progress  a bar with the time left; None shows it in a terminal
         """
         from icrl_lab.studies.folder import RunFolder, disk_trouble
+        from icrl_lab.studies.shown import kept
 
         start = time.time()
         if out is None:
@@ -85,7 +86,7 @@ class Study:
             spent = ended(self, start)
             if not todo:  # only written again: what the run took is what it took
                 spent |= {key: folder.manifest[key] for key in spent if key in folder.manifest}
-            folder.finish(spent, result.summary(), result.baselines(), result.maps, result.items)
+            folder.finish(spent, result.summary(), result.baselines(), result.maps, result.items, kept(self).data)
             if self.spec is not None and self.spec.probes.questions:
                 from icrl_lab.probes.running import run_all
 

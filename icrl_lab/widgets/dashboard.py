@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from icrl_lab.widgets.base import View
-from icrl_lab.widgets.reading import ReadingView
+from icrl_lab.widgets.base import View, guarded
 from icrl_lab.widgets.selection import Selection
 from icrl_lab.widgets.study import StudyView
 
@@ -27,7 +26,7 @@ STYLE = """<style>
 
 
 class Dashboard(View):
-    """The dashboard of a run, stored or live. Readings are built when their tab is opened for the first time."""
+    """The dashboard of a run, stored or live. A view is built when its tab is opened for the first time."""
 
     def __init__(self, result: StudyResult, selection: Selection | None = None, **layout: Any) -> None:
         self.result = result
@@ -37,22 +36,23 @@ class Dashboard(View):
         sizes = _sizes(self.readings)
         super().__init__(selection or Selection(result, **sizes), **layout)
         self.study = StudyView(result, self.selection)
-        self.views: dict[str, ReadingView] = {}
+        self.views: dict[str, View] = {}
         self.where = w.HTML()
-        self.tabs = w.Tab(children=[w.VBox() for _ in self.readings])
-        for place, question in enumerate(self.readings):
-            self.tabs.set_title(place, question)
+        live = ["order", "similarity"] if result.study is not None else []  # these two ask the model themselves
+        self.names = ["prompt", *dict.fromkeys([*self.readings, *live])]
+        self.tabs = w.Tab(children=[w.VBox() for _ in self.names], titles=self.names)
         self.tabs.observe(self._opened, "selected_index")
         self.selection.observe(self._moved_to)
         self._moved_to(None)
         none = (
             "No question was asked of this run's model: add [probes] to its study file, and run it again with --resume."
         )
-        inside = self.tabs if self.readings else w.HTML(f"<p>{none}</p>")
-        self.body.children = [w.HTML(STYLE), self.where, self.study, w.HTML("<h3>Inside the model</h3>"), inside]
-        if self.readings:
-            self.tabs.selected_index = 0
-            self._build(0)
+        more = [] if self.readings else [w.HTML(f"<p>{none}</p>")]
+        self.body.children = [
+            w.HTML(STYLE), self.where, self.study, w.HTML("<h3>Inside the model</h3>"), *more, self.tabs,
+        ]  # fmt: skip
+        self.tabs.selected_index = 0
+        self._build(0)
 
     @classmethod
     def of_run(cls, folder: str | os.PathLike, *, live: bool = False) -> Dashboard:
@@ -64,19 +64,23 @@ class Dashboard(View):
     def figures(self) -> Sequence[go.Figure]:
         return self.study.figures()
 
+    @guarded
     def _opened(self, change: Any) -> None:
         if change.new is not None:
             self._build(change.new)
 
     def _build(self, place: int) -> None:
-        question = list(self.readings)[place]
-        if question not in self.views:
-            self.views[question] = ReadingView(self.readings[question], self.selection)
-            self.tabs.children[place].children = [self.views[question]]
+        name = self.names[place]
+        if name not in self.views:
+            self.views[name] = view_of(name, self.result, self.readings.get(name), self.selection)
+            self.tabs.children[place].children = [self.views[name]]
 
     def _moved_to(self, change: Any) -> None:
         s = self.selection
         told = {"arm": s.arm, "control": s.control, "query": s.query, "layer": s.layer, "head": s.head}
+        told |= {"shot": s.shot + 1} if s.shot >= 0 else {}
+        told |= {"item": s.item} if s.item else {}
+        told |= {"items": len(s.items)} if s.items else {}
         words = ", ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in told.items())
         self.where.value = f'<div role="status" aria-live="polite">selected: {words}</div>'
 
@@ -88,3 +92,35 @@ def _sizes(readings: dict[str, Any]) -> dict[str, int]:
         if "layer" in sizes and "head" in sizes:
             return {"layers": int(sizes["layer"]), "heads": int(sizes["head"])}
     return {}
+
+
+def view_of(name: str, result: StudyResult, reading: Any, selection: Selection) -> View:
+    """The view of a question, or of the prompt; `reading` is None where the run has none. A question without a view of its own has that of any reading."""
+    if name == "prompt":
+        from icrl_lab.widgets.prompt import PromptView
+
+        return PromptView(result, selection)
+    match name:
+        case "attention":
+            from icrl_lab.widgets.attention import AttentionView
+
+            return AttentionView(reading, selection)
+        case "geometry":
+            from icrl_lab.widgets.geometry import GeometryView
+
+            return GeometryView(reading, selection, result)
+        case "patching":
+            from icrl_lab.widgets.patching import PatchingView
+
+            return PatchingView(reading, selection)
+        case "order":
+            from icrl_lab.widgets.order import OrderView
+
+            return OrderView(result, selection)
+        case "similarity":
+            from icrl_lab.widgets.similarity import SimilarityView
+
+            return SimilarityView(result, selection)
+    from icrl_lab.widgets.reading import ReadingView
+
+    return ReadingView(reading, selection)

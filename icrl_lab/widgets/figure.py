@@ -41,7 +41,7 @@ def _library() -> Library:
 
 @lru_cache(maxsize=1)
 def _figure_class() -> Any:
-    class Figure(style.graph_objects().FigureWidget):
+    class Figure(style.graph_objects().FigureWidget):  # type: ignore[misc]
         _esm = HERE / "figure.js"
         _model_role = t.Unicode("figure").tag(sync=True)
 

@@ -31,11 +31,11 @@ with_text = false
 labels = "true"
 shots = 10
 seeds = 2
-queries = 12
+queries = 24
 label_format = "letter"
 slot_scale = 1.0
 [probes]
-questions = ["lens"]
+questions = ["attention", "geometry", "lens"]
 [probes.options.lens]
 permutations = 4
 """
@@ -108,6 +108,7 @@ def chromium(playwright):
 def page(chromium, request):
     """A page that notes requests and errors, and is photographed when its test fails."""
     page = chromium.new_page(viewport={"width": 1300, "height": 1800})
+    page.set_default_navigation_timeout(90_000)
     outside, errors = [], []
     page.on(
         "request",

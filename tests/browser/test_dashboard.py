@@ -63,14 +63,24 @@ def test_the_keyboard_reaches_the_controls(page, address):
     assert "SELECT" in seen
 
 
-def test_the_reading_tab_changes_its_figure(page, address):
+def test_every_tab_shows_its_view(page, address):
+    """Each question's own view paints, one after the other, and the selection stays."""
     opened(page, address)
-    box = page.locator("select").last
-    names = box.locator("option").all_inner_texts()
-    assert len(names) >= 2
-    box.select_option(names[1])
-    page.wait_for_timeout(800)
-    assert "what this cannot show" in page.inner_text("body")
+    for name in ("attention", "geometry", "lens"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.wait_for_function("document.body.textContent.includes('this cannot show')", timeout=60_000)
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .plot').length >= 3", timeout=60_000)
+    assert "arm moments-vocab" in page.inner_text("[role=status]")
+
+
+def test_the_prompt_is_read_and_pinned_by_keyboard(page, address):
+    opened(page, address)
+    chips = page.locator("[aria-label^='prompt;'] button")
+    page.wait_for_selector("[aria-label^='prompt;'] button", timeout=30_000)
+    assert chips.count() >= 5
+    chips.nth(1).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('[role=status]').innerText.includes('item ')", timeout=20_000)
 
 
 def test_a_wrong_token_is_not_let_in(page, address):
