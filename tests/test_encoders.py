@@ -654,6 +654,18 @@ def test_damaged_cache_is_never_wrong(data, tmp_path):
         np.testing.assert_array_equal(vector, held[key])
 
 
+def test_a_cache_whose_table_has_lost_a_column_is_replaced():
+    import sqlite3
+
+    path, held = cache.file_of("columns"), {b"k" * 32: np.arange(6, dtype=np.float32).reshape(2, 3)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE vectors (key BLOB PRIMARY KEY, shape TEXT, data BLOB)")
+    assert cache.load("columns", list(held)) == {}
+    cache.store("columns", held)
+    np.testing.assert_array_equal(cache.load("columns", list(held))[b"k" * 32], held[b"k" * 32])
+
+
 def test_damaged_cache_is_replaced(monkeypatch):
     want = encode(SMILES, "morgan")
     path = cache.file_of(want.space)

@@ -54,6 +54,8 @@ def _attempt(path: Path, action: Callable[[sqlite3.Connection], T]) -> T:
         try:
             with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as db:
                 db.execute(_TABLE)
+                if [row[1] for row in db.execute("PRAGMA table_info(vectors)")] != ["key", "shape", "data", "seal"]:
+                    raise sqlite3.DatabaseError("its table has other columns")  # a damage that is SQL all the same
                 return action(db)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
