@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icrl_lab.controls import CONTROLS, apply, nearest_tokens
+from icrl_lab.controls import CONTROLS, apply, join, nearest_tokens
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.maps import Tokens
 from icrl_lab.values import Prompt, Slot, Text, Vectors
@@ -171,3 +171,15 @@ def test_what_cannot_be_is_refused_in_one_sentence(vectors, tokens):
         CONTROLS["back-translated"](Prompt(()), vectors)
     with pytest.raises(StudyError, match="llm:other"):
         CONTROLS["back-translated"](Prompt(()), vectors, tokens=Tokens(tokens.embeddings, "llm:other"))
+
+
+def test_two_who_join_a_noisy_cloud_get_noise_of_their_own():
+    """Each new item's draw is its own seed's: not its neighbour's, and the same whoever joins with it."""
+    rng = np.random.default_rng(5)
+    held = Vectors(rng.standard_normal((7, 4)), tuple("abcdefg"), "s")
+    _, drawn = CONTROLS["noise"](Prompt(()), held, seed=3)
+    new = Vectors(np.ones((2, 4)), ("x", "y"), "s")
+    both = join("noise", held, drawn, new, seeds=(11, 12)).values
+    alone = join("noise", held, drawn, new.take(("y",)), seeds=(12,)).values
+    assert np.array_equal(both[:7], drawn.values) and np.array_equal(both[8], alone[7])
+    assert np.abs(both[7] - both[8]).max() > 1e-3

@@ -137,7 +137,8 @@ class Material:
     # ------------------------------------------------------------------------------------ shots and labels
 
     @cached_property
-    def _y(self) -> np.ndarray:
+    def y(self) -> np.ndarray:
+        """(N,) targets in the task's units, or the number of each item's class among the options."""
         task = self.task
         if task.targets is not None:
             return task.targets
@@ -156,7 +157,7 @@ class Material:
         """The shots of each group of queries that share them: one group, unless selection or order looks at the query."""
         by_query = shots.needs_query(cell.selection), shots.needs_query(cell.order)
         groups = [(int(q),) for q in self.queries] if any(by_query) else [tuple(int(q) for q in self.queries)]
-        given: dict[str, Any] = {"y": self._y, "vectors": self.vectors.values}
+        given: dict[str, Any] = {"y": self.y, "vectors": self.vectors.values}
         asked: list[dict[str, Any]] = [{"query": self.queries} if each else {} for each in by_query]
         how, measure = shots.measured(cell.selection)
         asked[0] |= {"similarity": self.likeness(measure)} if measure != "cosine" else {}
@@ -207,7 +208,7 @@ class Material:
         """What a simple predictor may learn from: the shots' targets in the task's units, or their classes; permuted as shown."""
         by_item = np.sort(group.positions)
         turn = self._turn(len(by_item), cell)
-        value = self._y[by_item[turn]] if self.task.targets is not None else np.array(self.task.labels)[by_item[turn]]
+        value = self.y[by_item[turn]] if self.task.targets is not None else np.array(self.task.labels)[by_item[turn]]
         return value[np.searchsorted(by_item, group.positions)]
 
     def gold_labels(self, cell: Cell) -> int:

@@ -70,9 +70,7 @@ class OrderView(ShotsView):
         """The cards in one of ORDERS' orders; "random" is another one every time."""
         study = self.study
         assert study is not None
-        task = study.task
-        y = task.targets if task.targets is not None else np.array([task.options.index(c) for c in task.labels])  # type: ignore[union-attr]
-        given: dict[str, Any] = {"y": y}
+        given: dict[str, Any] = {"y": study.material.y}
         if room.needs_query(how):
             given |= {"query": self.at, "similarity": self._near()}
         self.turn += how == "random"
