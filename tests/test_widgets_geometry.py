@@ -1,6 +1,5 @@
 """The geometry view without a browser: what is lassoed in one map is lassoed everywhere, and only places travel."""
 
-import base64
 import time
 
 import numpy as np
@@ -12,6 +11,7 @@ from icrl_lab.errors import DataError
 from icrl_lab.plots import clouds, geometry, style
 from icrl_lab.values import Reading
 from icrl_lab.widgets.geometry import NO_TOKENS, GeometryView, mistakes, thinned
+from icrl_lab.widgets.scatter import unit
 from icrl_lab.widgets.selection import Selection
 from icrl_lab.widgets.study import StudyView
 from tests.toy import toy_study
@@ -57,71 +57,57 @@ def asked(result):
     return [str(i) for i in result.predictions["item"].unique()]
 
 
-class Points:
-    def __init__(self, *places):
-        self.point_inds = list(places)
-
-
 def lasso(view, *caught):
-    """What plotly does: every map is told, one after the other, and forgets what was faded before."""
-    for trace, places in zip(view.figure.data[:3], [*caught, *[()] * (3 - len(caught))]):
-        trace.selectedpoints = list(places)
-        view._lassoed(trace, Points(*places), None)
+    """What the browser does."""
+    view.scatter.chosen = list(caught)
 
 
-def marks(view):
-    return [None if t.selectedpoints is None else list(t.selectedpoints) for t in view.figure.data[:3]]
+def placed(view):
+    return np.frombuffer(view.scatter.places, np.float32).reshape(3, -1, 2)
 
 
-def rings(view):
-    return [(list(t.x), list(t.y)) for t in view.figure.data[3:6]]
-
-
-def plain(value):
-    """An array that plotly may have packed."""
-    return np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"]) if isinstance(value, dict) else value
+def looks(view):
+    return [tuple(view.scatter.palette[i]) for i in view.scatter.paints]
 
 
 def test_a_lasso_in_any_map_selects_in_all_and_on_the_page(result):
     ids, hub = asked(result), Selection(result)
     views = [GeometryView(reading(ids), hub, result), GeometryView(reading(ids[::-1]), hub)]
     study = StudyView(result, hub)
-    for number in range(3):
-        caught = [()] * 3
-        caught[number] = (4, 1)
+    for caught in ([4, 1], [0, 2, 3]):
         lasso(views[0], *caught)
-        assert hub.items == (ids[4], ids[1])
-        assert marks(views[0]) == [[4, 1]] * 3
-        assert marks(views[1]) == [[len(ids) - 5, len(ids) - 2]] * 3  # its items stand the other way round
-        assert set(study.rows()["item"]) == {ids[4], ids[1]}
-    assert f"2 of {len(ids)}" in views[1].state.value
-    lasso(views[0])  # nothing was caught: the page keeps what it had, and the maps show it
-    assert hub.items == (ids[4], ids[1]) and marks(views[0]) == [[4, 1]] * 3
+        assert hub.items == tuple(ids[i] for i in caught)
+        assert views[1].scatter.chosen == [len(ids) - 1 - i for i in caught]  # its items stand the other way round
+        assert set(study.rows()["item"]) == set(hub.items)
+    assert f"3 of {len(ids)}" in views[1].state.value
+    views[1].scatter.chosen = None  # Escape
+    assert hub.items == () and views[0].scatter.chosen is None
+    lasso(views[1], 0)
+    assert hub.items == (ids[-1],)
     views[1].clear.click()
-    assert hub.items == () and marks(views[0]) == marks(views[1]) == [None] * 3
+    assert hub.items == () and views[0].scatter.chosen is None and views[1].scatter.chosen is None
     hub.items = (ids[2],)
-    assert marks(views[0]) == [[2]] * 3
+    assert views[0].scatter.chosen == [2]
 
 
 def test_a_click_pins_rings_and_tells(result):
     ids, hub = asked(result), Selection(result)
     one = reading(ids)
     view, other = GeometryView(one, hub, result), GeometryView(one, hub)
-    view._clicked(view.figure.data[1], Points(3), None)
+    view.scatter.pinned = 3
     assert hub.item == ids[3] and view.pin.value == ids[3] == other.pin.value
-    flat = [p.flat[3] for p in clouds.panels(one, "pca", "slot", view.depth.value)]
     for held in (view, other):
-        assert rings(held) == [([x], [y]) for x, y in flat]
+        assert held.scatter.pinned == 3
         assert ids[3] in held.card.value and "Nearest token" in held.card.value and "&lt;img" in held.card.value
     assert "predicted" in view.card.value
-    view._pointed(view.figure.data[0], Points(1), None)
+    view.scatter.pointed = 1
     assert ids[1] in view.card.value and hub.item == ids[3]  # pointing previews, and pins nothing
-    view._left(view.figure.data[0], Points(1), None)
+    view.scatter.pointed = -1
     assert ids[3] in view.card.value
     view.pin.value = "nobody"
     assert "nobody&#x27; is not in this run" in view.message.value and hub.item == ids[3]
     view.pin.value = ""
-    assert hub.item == "" and rings(view) == [([], [])] * 3
+    assert hub.item == "" and view.scatter.pinned == -1
     bare = GeometryView(reading(ids, tokens=False), hub)
     hub.item = ids[0]
     assert NO_TOKENS in bare.card.value
@@ -135,47 +121,73 @@ def test_the_slider_is_the_pages_layer(result):
     view.depth.value = 3
     assert hub.layer == 3 and other.depth.value == 3
     for held in (view, other):
-        for trace, panel in zip(held.figure.data, clouds.panels(one, "pca", "slot", 3)):
-            assert np.allclose(plain(trace.x), panel.flat[:, 0]) and np.allclose(plain(trace.y), panel.flat[:, 1])
-        assert "depth 3" in held.figure.layout.annotations[2].text
+        for shown, panel in zip(placed(held), clouds.panels(one, "pca", "slot", 3)):
+            assert shown.min() == 0 and shown.max() == 1
+            assert [np.corrcoef(shown[:, k], panel.flat[:, k])[0, 1] for k in (0, 1)] == pytest.approx([1, 1])
+        assert "depth 3" in held.scatter.titles[2][0]
     hub.layer = 1
     assert view.depth.value in (0, 2) and "no map of depth 1" in view.message.value and hub.layer == 1
     view.position.value = "answer"
     assert view.depth.options == (0, 3) and view.depth.value == 0 and hub.layer == 1
     view.method.value = "umap"
     panel = clouds.panels(one, "umap", "answer", 0)[2]
-    assert np.allclose(plain(view.figure.data[2].x), panel.flat[:, 0]) and "UMAP" in view.figure.layout.title.text
-    assert f"{panel.trust:.2f}" in view.figure.layout.annotations[2].text
+    assert np.corrcoef(placed(view)[2, :, 0], panel.flat[:, 0])[0, 1] == pytest.approx(1) and "UMAP" in view.above.value
+    assert f"{panel.trust:.2f}" in view.scatter.titles[2][1]
 
 
 def test_colours_are_targets_errors_and_roles(result):
     ids, hub = asked(result), Selection(result, arm="zero-pad")
     one = reading([*ids, "stranger"])
     view = GeometryView(one, hub, result)
-    assert np.allclose(plain(view.figure.data[0].marker.color), one.data["target"].values)
+    assert is_scale(looks(view), one.data["target"].values)
     view.colour.value = "error"
     rows = hub.to_dataframe()
     mean = (rows["prediction"].astype(float) - rows["target"]).abs().groupby(rows["item"]).mean()
-    seen = plain(view.figure.data[2].marker.color)
-    assert np.allclose(seen[:-1], [mean[i] for i in ids]) and np.isnan(seen[-1])
-    assert "absolute error, zero-pad, real" in view.figure.layout.title.text
-    assert "(1 items have none)" in view.figure.layout.title.text
+    seen = looks(view)
+    assert is_scale(seen[:-1], np.array([mean[i] for i in ids])) and seen[-1] == (style.GREY, "x")
+    assert view.scatter.key["low"] == f"{mean.min():.3g}" and view.scatter.key["high"] == f"{mean.max():.3g}"
+    assert "absolute error, zero-pad, real" in view.above.value and "(1 items have none)" in view.above.value
     hub.control = "noise"
-    noise = plain(view.figure.data[2].marker.color)
-    assert "zero-pad, noise" in view.figure.layout.title.text and not np.allclose(noise[:-1], seen[:-1])
-    lasso(view, (1, 2))
+    assert "zero-pad, noise" in view.above.value and looks(view) != seen
+    lasso(view, 1, 2)
     view.colour.value = "role"
-    names = {t.name: (t.marker.color, t.marker.symbol) for t in view.figure.data[6:]}
+    names = {name: (colour, shape) for name, colour, shape in view.scatter.key["classes"]}
     assert set(names) == {"query", "neither"} and len(set(names.values())) == 2
-    assert (view.figure.data[0].marker.color[-1], view.figure.data[0].marker.symbol[-1]) == names["neither"]
-    assert marks(view) == [[1, 2]] * 3
-    view._clicked(view.figure.data[0], Points(0), None)
+    assert looks(view)[-1] == names["neither"] and set(looks(view)[:-1]) == {names["query"]}
+    assert view.scatter.chosen == [1, 2]
+    view.scatter.pinned = 0
     assert hub.item == ids[0]
     view.colour.value = "target"
-    assert len(view.figure.data) == 6 and marks(view) == [[1, 2]] * 3 and view.message.value == ""
+    assert "gradient" in view.scatter.key and view.scatter.chosen == [1, 2] and view.message.value == ""
     assert GeometryView(one, hub).colour.options == ("target",)
     by_class = GeometryView(reading(ids, classes=True), hub)
-    assert {t.marker.symbol for t in by_class.figure.data[6:]} == {"circle", "square"}
+    assert {shape for _, shape in looks(by_class)} == {"circle", "square"}
+
+
+def is_scale(seen, values):
+    """Looks follow values from one end of the palette to the other."""
+    colours = [colour for colour, shape in seen if shape == "circle"]
+    scale = clouds.paints(clouds.Colours("", "", np.linspace(0, 1, clouds.STEPS)))[0]
+    place = np.array([[c for c, _ in scale].index(c) for c in colours])
+    share = (values - values.min()) / (values.max() - values.min())
+    return (
+        len(colours) == len(values)
+        and np.abs(place / (clouds.STEPS - 1) - share).max() <= 0.5 / (clouds.STEPS - 1) + 1e-9
+    )
+
+
+@pytest.mark.parametrize("n", [1, 3, 60])
+def test_every_class_has_a_look_while_there_are_looks(n):
+    names = [f"c{i:02d}" for i in range(n)] * 2
+    palette, paints = clouds.paints(clouds.Colours("kind", "", np.array(names)))
+    assert len({tuple(palette[i]) for i in paints}) == min(n, 49) and (paints[:n] == paints[n:]).all()
+    told = clouds.legend(clouds.Colours("kind", "", np.array(names)))["classes"]
+    assert all((colour, shape) == tuple(palette[paints[names.index(name)]]) for name, colour, shape in told)
+
+
+def test_a_constant_axis_stands_in_the_middle():
+    flat = np.array([[[1.0, 5.0], [3.0, 5.0], [2.0, 5.0]], [[0.0, 0.0], [1.0, 4.0], [0.0, 1.0]]])
+    assert unit(flat).tolist() == [[[0, 0.5], [1, 0.5], [0.5, 0.5]], [[0, 0], [1, 1], [0, 0.25]]]
 
 
 def test_wrong_answers_are_counted():
@@ -187,7 +199,7 @@ def test_words_select_what_holds_them(result):
     ids, hub = asked(result), Selection(result)
     view = GeometryView(reading(ids, text=["phenol" if i % 2 else "ether" for i in range(len(ids))]), hub)
     view.find.value = " PHENOL "
-    assert hub.items == tuple(ids[1::2]) and marks(view) == [list(range(1, len(ids), 2))] * 3
+    assert hub.items == tuple(ids[1::2]) and view.scatter.chosen == list(range(1, len(ids), 2))
     view.find.value = "gold"
     assert "No item here" in view.message.value and hub.items == tuple(ids[1::2])
     view.clear.click()
@@ -200,17 +212,17 @@ def test_views_agree_whatever_the_order(result):
         hub = Selection(result, layers=3)
         views = [GeometryView(reading(ids), hub, result), GeometryView(reading(ids), hub, result)]
         moves = [
-            lambda v: lasso(v, (0, 3)),
-            lambda v: v._clicked(v.figure.data[0], Points(2), None),
+            lambda v: lasso(v, 0, 3),
+            lambda v: setattr(v.scatter, "pinned", 2),
             lambda v: setattr(v.depth, "value", 3),
             lambda v: setattr(hub, "arm", "random-projection"),  # noqa: B023
-            lambda v: lasso(v, (), (1, 4)),
+            lambda v: lasso(v, 1, 4),
         ]
         for place in rng.permutation(len(moves)):
             moves[place](views[rng.integers(2)])
         one, two = views
-        assert marks(one) == marks(two) == [[ids.index(i) for i in hub.items]] * 3
-        assert rings(one) == rings(two) and one.depth.value == two.depth.value == hub.layer == 3
+        assert one.scatter.chosen == two.scatter.chosen == [ids.index(i) for i in hub.items]
+        assert one.scatter.pinned == two.scatter.pinned == 2 and one.depth.value == two.depth.value == hub.layer == 3
         assert one.card.value == two.card.value
 
 
@@ -219,15 +231,14 @@ def test_nothing_from_data_is_markup_and_errors_are_shown(result, monkeypatch):
     hub = Selection(result)
     hub.known = frozenset(ids)
     view = GeometryView(reading(ids, text=[NASTY] * 9, classes=True), hub)
-    view._clicked(view.figure.data[0], Points(1), None)
-    view._pointed(view.figure.data[0], Points(2), None)
+    view.scatter.pinned, view.scatter.pointed = 1, 2
     view.find.value = NASTY + "9"
-    texts = [view.static(), view.card.value, view.message.value, view.state.value, view.figure.to_json()]
-    texts += [c.value for c in (view.body.children[3], view.body.children[-1])]
+    texts = [view.static(), view.card.value, view.message.value, view.state.value, view.above.value]
+    texts += [c.value for c in (view.body.children[4], view.body.children[-1])]
     assert not any("<img" in text for text in texts) and "&lt;img" in view.card.value
     assert "<svg" in view.static() and "<script" not in view.static()
     monkeypatch.setattr(clouds, "panels", lambda *a: (_ for _ in ()).throw(DataError("no <b>")))
-    hub.item = ids[3]
+    hub.layer = 3
     assert "no &lt;b&gt;" in view.message.value and 'role="alert"' in view.message.value
     monkeypatch.undo()
     hub.item = ids[4]
@@ -253,23 +264,30 @@ def test_ten_thousand_points_stay_quick():
     ids = [f"item{i}" for i in range(n)]
 
     class Run:
+        manifest: dict = {"task": {}}
         predictions = pd.DataFrame({"arm": "a", "control": "real", "item": ids, "shots": 4, "target": 1.0})
+        predictions["prediction"] = np.random.default_rng(1).standard_normal(n)
         items = pd.DataFrame({"id": ids, "text": ids, "target": 1.0, "role": "query"})
 
     hub = Selection(Run())
-    view = GeometryView(reading(ids, tokens=False), hub)
-    assert view.figure.data[0].type == "scattergl"
-    places, times, sent = np.random.default_rng(0).permutation(n), [], []
-    view.figure._send_restyle_msg = lambda data, *a, **k: sent.append(data)
-    view.figure._send_update_msg = lambda data, *a, **k: sent.append(data)
-    for start in (0, 1000, 2000):
-        caught = places[start : start + 3000].tolist()
-        begin = time.process_time()
-        lasso(view, caught)
-        times.append(time.process_time() - begin)
-        assert len(hub.items) == 3000 and marks(view) == [caught] * 3
-    assert sorted(times)[1] < 0.1
-    assert sent and all(set(d) <= {"selectedpoints"} for d in sent)
+    view = GeometryView(reading(ids, tokens=False), hub, Run())
+    assert len(view.scatter.places) == 3 * n * 2 * 4 and len(view.scatter.paints) == n
+    sent, times = [], []
+    view.scatter.send_state = lambda key=None: sent.append(key)
+    for caught in np.random.default_rng(0).permutation(n)[:9000].reshape(3, 3000).tolist():
+        times.append(spent(lambda: lasso(view, *caught)))  # noqa: B023
+        assert len(hub.items) == 3000 and view.scatter.chosen == caught
+    assert sorted(times)[1] < 0.3
+    assert {str(k) for k in sent} <= {"chosen", "{'chosen'}"}
+    colours = [spent(lambda: setattr(view.colour, "value", c)) for c in ("error", "role", "target", "error", "role")]  # noqa: B023
+    assert sorted(colours)[2] < 0.5
+    print(f"lasso {1000 * sorted(times)[1]:.0f} ms, colour {[round(1000 * c) for c in colours]} ms")
     assert len(view.static()) < 400_000
-    figure = thinned(view._figure(), places[:5].tolist())
+    figure = thinned(view._figure(), list(range(5)))
     assert len(figure.data[0].x) == len(figure.data[0].marker.color) == 5
+
+
+def spent(what):
+    start = time.process_time()
+    what()
+    return time.process_time() - start

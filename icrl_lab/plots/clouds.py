@@ -26,6 +26,7 @@ ASK = 'ask the probe for methods=("pca",)'
 MANY = 1000  # points beyond which a browser needs WebGL
 FADED = 0.12
 PANELS = 3
+STEPS = 64  # colours of a scale on a canvas
 TITLE = "The same items in three spaces"
 
 
@@ -56,11 +57,14 @@ class Panel:
     trust: float
 
     @property
-    def title(self) -> str:
+    def titles(self) -> tuple[str, str]:
         kind, _, depth = self.space.partition(" ")
         named = {"encoder": "encoder", "slots": "slots as injected"}
-        words = f"depth {depth}, {POSITIONS[kind]}" if depth else named[kind]
-        return f"{words}<br><span style='font-size:11px'>trustworthiness {self.trust:.2f}</span>"
+        return f"depth {depth}, {POSITIONS[kind]}" if depth else named[kind], f"trustworthiness {self.trust:.2f}"
+
+    @property
+    def title(self) -> str:
+        return "{}<br><span style='font-size:11px'>{}</span>".format(*self.titles)
 
 
 def methods(reading: Reading) -> tuple[str, ...]:
@@ -106,12 +110,45 @@ def marker(colours: Colours, bar: bool = False) -> dict[str, Any]:
         at = [place[v] for v in colours.values.tolist()]
         shown = {"color": [_class(i)[0] for i in at], "symbol": [_class(i)[1] for i in at], "showscale": False}
         return look | shown
-    fine = colours.values[np.isfinite(colours.values)]
-    low, high = (float(fine.min()), float(fine.max())) if len(fine) else (0.0, 1.0)
+    low, high = _range(colours)
     return look | {
-        "color": colours.values, "colorscale": "Cividis", "cmin": low, "cmax": high if high > low else low + 1.0, "symbol": "circle", "showscale": bar,
+        "color": colours.values, "colorscale": "Cividis", "cmin": low, "cmax": high, "symbol": "circle", "showscale": bar,
         "colorbar": {"title": {"text": style.safe(colours.units or colours.words, 14), "font": {"size": 12}}, "thickness": 10, "len": 0.9, "x": 1.01, "tickfont": {"size": 11}},
     }  # fmt: skip
+
+
+def paints(colours: Colours) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """The same looks for a canvas: a palette of at most 65 (colour, shape), and of each point its place there, uint8 (n,)."""
+    if colours.classes:
+        place = {name: i % 49 for i, name in enumerate(colours.classes)}  # 7 colours x 7 shapes
+        return [_class(i) for i in range(min(len(place), 49))], np.array(
+            [place[v] for v in colours.values.tolist()], np.uint8
+        )
+    low, high = _range(colours)
+    there = np.isfinite(colours.values)
+    step = np.where(there, (np.where(there, colours.values, low) - low) / (high - low) * (STEPS - 1), STEPS)
+    return [*((c, "circle") for c in _cividis()), (style.GREY, "x")], step.round().astype(np.uint8)
+
+
+def legend(colours: Colours) -> dict[str, Any]:
+    """What the looks of `paints` mean, in plain text: a title and either classes, or a gradient with its ends."""
+    if colours.classes:
+        return {"title": colours.words, "classes": [(name, *_class(i)) for i, name in enumerate(colours.classes[:49])]}
+    low, high = _range(colours)
+    units = f" [{colours.units}]" if colours.units else ""
+    return {"title": colours.words + units, "low": f"{low:.3g}", "high": f"{high:.3g}", "gradient": _cividis()[::9]}
+
+
+def _range(colours: Colours) -> tuple[float, float]:
+    fine = colours.values[np.isfinite(colours.values)]
+    low, high = (float(fine.min()), float(fine.max())) if len(fine) else (0.0, 1.0)
+    return low, high if high > low else low + 1.0
+
+
+def _cividis() -> list[str]:
+    from plotly.colors import sample_colorscale
+
+    return list(sample_colorscale("Cividis", np.linspace(0, 1, STEPS).tolist()))
 
 
 def _class(place: int) -> tuple[str, str]:

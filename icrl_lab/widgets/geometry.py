@@ -1,7 +1,7 @@
 """The geometry as three linked maps: the encoder's space, the slots', and the residual stream at a depth that a slider moves.
 
 Whatever is lassoed in one map is lassoed in all, and on the whole page; a click pins an item and rings it everywhere. Only
-indices of points travel when something is picked. Coordinates, their trustworthiness and the curves below come from the reading.
+numbers of points travel when something is picked. Coordinates, their trustworthiness and the curves below come from the reading.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from icrl_lab.plots import clouds, geometry
 from icrl_lab.plots.clouds import MANY, NAMES, PANELS, POSITIONS, Colours
 from icrl_lab.widgets.base import View, card, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
+from icrl_lab.widgets.scatter import Scatter, unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,21 +48,25 @@ class GeometryView(View):
         self.place = {item: i for i, item in enumerate(self.ids)}
         self.curves = dict(geometry.figures(reading))
         self.maps = clouds.methods(reading)
-        self._caught: list[int] = []
         below = self._below()
         if not self.maps:
             self.body.children = [w.HTML(f"<p>{NO_MAPS}</p>"), *below]
             return
         self._controls()
         self._follow_layer()
-        self.figure = figure_widget(self._figure())
-        self._listen()
+        self.above = w.HTML()
+        self.scatter = Scatter(names=self.ids, label=clouds.TITLE, layout={"width": "736px"})
+        for name, callback in (("chosen", self._lassoed), ("pinned", self._clicked), ("pointed", self._pointed)):
+            self.scatter.observe(callback, name)
         self.body.children = [
             w.HBox([self.method, self.position, self.depth, self.colour], layout=WRAP),
             w.HBox([self.find, self.clear, self.state], layout=WRAP),
-            w.HBox([self.figure, w.VBox([self.pin, self.card])], layout=WRAP),
+            self.above,
+            w.HBox([self.scatter, w.VBox([self.pin, self.card])], layout=WRAP),
             *below,
         ]
+        self._move()
+        self._colour()
         self._mark()
         self._ring()
 
@@ -147,54 +152,33 @@ class GeometryView(View):
     def _mark(self) -> None:
         """Selected points stay, the others fade; nothing but their places is sent."""
         chosen = self._chosen()
-        with self.figure.batch_update():
-            for trace in self.figure.data[:PANELS]:
-                trace.selectedpoints = chosen
+        if self.scatter.chosen is None or chosen is None or set(self.scatter.chosen) != set(chosen):
+            self._quietly(self.scatter, self._lassoed, chosen, "chosen")
         many = "all" if chosen is None else f"{len(chosen)} of"
         self.state.value = f'<span role="status">{many} {len(self.ids)} items are selected</span>'
-
-    def _settle(self) -> None:
-        """What the browser faded by itself, and the outline that it drew, give way to what is selected.
-
-        Sent in any case: plotly does not report either to Python, where all may seem to be as it should.
-        """
-        self._mark()
-        self.figure._send_relayout_msg({"selections": []})
-        self.figure._send_restyle_msg({"selectedpoints": [self._chosen()] * PANELS}, list(range(PANELS)))
 
     def _ring(self) -> None:
         """A ring around the pinned item, and its card."""
         item = self.selection.item
-        at = self.place.get(item)
-        three = clouds.panels(self.reading, self.method.value, self.position.value, self.depth.value)
-        with self.figure.batch_update():
-            for ring, panel in zip(self.figure.data[PANELS : 2 * PANELS], three):
-                ring.x, ring.y = clouds.around(panel, at)
+        self._quietly(self.scatter, self._clicked, self.place.get(item, -1), "pinned")
         self._quietly(self.pin, self._named, item)
         self._tell(item)
 
     def _move(self) -> None:
         """Other coordinates for the same points."""
         three = clouds.panels(self.reading, self.method.value, self.position.value, self.depth.value)
-        with self.figure.batch_update():
-            for trace, note, panel in zip(self.figure.data, self.figure.layout.annotations, three):
-                trace.x, trace.y, note.text = panel.flat[:, 0], panel.flat[:, 1], panel.title
-        self._ring()
+        with self.scatter.hold_sync():
+            self.scatter.places = unit(np.stack([panel.flat for panel in three])).tobytes()
+            self.scatter.titles = [list(panel.titles) for panel in three]
 
     def _colour(self) -> None:
-        """Other colours for the same points; a legend comes and goes with classes."""
+        """Other colours for the same points, and the heading that says what they mean."""
         colours = self._scheme()
-        if colours.classes or len(self.figure.data) > 2 * PANELS:
-            if redraw(self.figure, self._figure()):
-                self._listen()
-            self._mark()
-            return
-        said = clouds.hover(colours)
-        with self.figure.batch_update():
-            for i, trace in enumerate(self.figure.data[:PANELS]):
-                trace.marker.update(clouds.marker(colours, i == PANELS - 1))
-                trace.customdata = said
-            self.figure.layout.title.text = clouds.heading(self.reading, self.method.value, colours)
+        palette, paints = clouds.paints(colours)
+        with self.scatter.hold_sync():
+            self.scatter.palette, self.scatter.paints = [list(look) for look in palette], paints.tobytes()
+            self.scatter.key = clouds.legend(colours)
+        self.above.value = f'<div class="icrl-above">{clouds.heading(self.reading, self.method.value, colours)}</div>'
 
     def _tell(self, item: str) -> None:
         """The card of an item, with the tokens that its slots are nearest to."""
@@ -250,54 +234,30 @@ class GeometryView(View):
         if near != wanted:
             self.say(f"This reading has no map of depth {wanted}; the nearest that it has, {near}, is shown.")
 
-    def _quietly(self, box: Any, callback: Any, value: Any) -> None:
+    def _quietly(self, box: Any, callback: Any, value: Any, name: str = "value") -> None:
         """A control that follows has not been used."""
-        box.unobserve(callback, "value")
-        box.value = value
-        box.observe(callback, "value")
+        box.unobserve(callback, name)
+        setattr(box, name, value)
+        box.observe(callback, name)
 
     # ------------------------------------------------------------------------------------ what is clicked
 
-    def _listen(self) -> None:
-        for trace in self.figure.data[:PANELS]:
-            trace.on_selection(self._lassoed)
-            trace.on_deselect(self._cleared)
-            trace.on_click(self._clicked)
-            trace.on_hover(self._pointed)
-            trace.on_unhover(self._left)
-
     @guarded
-    def _lassoed(self, trace: Any, points: Any, selector: Any) -> None:
-        """Called for one panel after the other; what any of them caught is selected, and nothing where none did."""
-        number = next(i for i, own in enumerate(self.figure.data) if own.uid == trace.uid)
-        self._caught = [*(self._caught if number else []), *points.point_inds]
-        if number < PANELS - 1:
-            return
-        items = tuple(self.ids[i] for i in dict.fromkeys(self._caught))
-        if items:
-            self.selection.items = items
-        self._settle()
+    def _lassoed(self, change: Any) -> None:
+        self.selection.items = tuple(self.ids[i] for i in change.new or ())
 
     @guarded
     def _cleared(self, *_: Any) -> None:
         self.find.value = ""
         self.selection.items = ()
-        self._settle()
 
     @guarded
-    def _clicked(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self.selection.item = self.ids[points.point_inds[0]]
+    def _clicked(self, change: Any) -> None:
+        self.selection.item = self.ids[change.new] if change.new >= 0 else ""
 
     @guarded
-    def _pointed(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self._tell(self.ids[points.point_inds[0]])
-
-    @guarded
-    def _left(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self._tell(self.selection.item)
+    def _pointed(self, change: Any) -> None:
+        self._tell(self.ids[change.new] if change.new >= 0 else self.selection.item)
 
     @guarded
     def _searched(self, change: Any) -> None:
@@ -329,8 +289,7 @@ class GeometryView(View):
     @guarded
     def _other_map(self, change: Any) -> None:
         self._move()
-        with self.figure.batch_update():
-            self.figure.layout.title.text = clouds.heading(self.reading, change.new, self._scheme())
+        self._colour()
 
     @guarded
     def _coloured(self, change: Any) -> None:
