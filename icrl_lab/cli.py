@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "dir", metavar="DIR", nargs="?", default="runs", help="a run folder, or a folder of runs (default: %(default)s)"
     )
     dash.add_argument("--live", action="store_true", help="load the run's model too, so that shots can be moved")
+    dash.add_argument("--theme", choices=("light", "dark"), default="light", help="default: %(default)s")
     for server, port in ((lab, 8888), (dash, 8866)):
         server.add_argument("--port", type=int, default=port, help="default: %(default)s")
         server.add_argument("--no-browser", action="store_true", help="only print the address")
@@ -197,7 +198,7 @@ def _lab(args: argparse.Namespace) -> int:
 def _dash(args: argparse.Namespace) -> int:
     from icrl_lab.widgets import serve
 
-    return serve.open_dash(args.dir, live=args.live, browser=not args.no_browser, port=args.port)
+    return serve.open_dash(args.dir, live=args.live, browser=not args.no_browser, port=args.port, theme=args.theme)
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -23,9 +23,10 @@ HERE = Path(__file__).parent
 
 
 class Library(anywidget.AnyWidget):
-    """plotly's own widget code, sent to the browser once."""
+    """plotly's own widget code, sent to the browser once, and the page's colour for the text of figures."""
 
     _esm = HERE / "figure.js"
+    _css = HERE / "figure.css"
     _model_role = t.Unicode("library").tag(sync=True)
     code = t.Unicode().tag(sync=True)
 

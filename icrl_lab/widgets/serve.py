@@ -52,6 +52,8 @@ def open_lab(folder: str | os.PathLike, *, browser: bool = True, port: int = 888
     _need("jupyterlab", "jupyter")
     working_copy(folder)
     options = [f"--ServerApp.ip={HOST}", f"--port={port}", f"--ServerApp.root_dir={Path(folder).resolve()}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # in a container, where there is nobody else
+        options.append("--allow-root")
     return _serve([sys.executable, "-m", "jupyterlab", *options, *([] if browser else ["--no-browser"])], {})
 
 
@@ -84,12 +86,14 @@ def dashboard_notebook(run: Path, live: bool = False) -> dict:
 
 
 def open_dash(
-    folder: str | os.PathLike, *, live: bool = False, browser: bool = True, port: int = 8866, token: str | None = None
+    folder: str | os.PathLike, *, live: bool = False, browser: bool = True, port: int = 8866, theme: str = "light"
 ) -> int:
     """The dashboard of a run as an app; returns when it is stopped.
 
     live   with the run's model loaded, so that shots can be moved and the model be asked
-    token  asked for by the page; None makes one, which stands in the address that is printed
+    theme  light or dark
+
+    The page asks for a token, which stands in the address that is printed.
     """
     from icrl_lab.studies import open_run
 
@@ -98,22 +102,27 @@ def open_dash(
     made = open_run(run)  # a damaged folder is said here, not in a browser
     if live and "task" not in made.manifest["study"]:
         raise DataError(f"{run} was not made from a study file, and does not say what to load; open it without --live")
-    token = token or secrets.token_urlsafe(16)
+    token = secrets.token_urlsafe(16)
     with tempfile.TemporaryDirectory(prefix="icrl-lab-dash-") as room:
         page = Path(room) / "dashboard.ipynb"
         page.write_text(json.dumps(dashboard_notebook(run, live)), encoding="utf-8")
-        address = f"http://{HOST}:{port}/?token={token}"
-        print(f"the dashboard of {run}: {address}", flush=True)
-        paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
-        return _serve(
-            [
-                *(sys.executable, "-m", "voila", str(page), f"--Voila.ip={HOST}", f"--port={port}", "--template=icrl"),
-                *(f"--VoilaConfiguration.extension_denylist={name}" for name in LEFT_OUT),
-                *("--preheat_kernel=True", "--pool_size=1", f"--token={token}", "--show_tracebacks=False"),
-                *([] if browser else ["--no-browser"]),
-            ],
-            {"JUPYTER_PATH": os.pathsep.join(paths)},
-        )
+        print(f"the dashboard of {run}: http://{HOST}:{port}/?token={token}", flush=True)
+        return _serve(*app(page, port, token, browser=browser, theme=theme))
+
+
+def app(
+    page: Path, port: int, token: str, *, browser: bool = False, theme: str = "light"
+) -> tuple[list[str], dict[str, str]]:
+    """The command that serves the notebook `page` as a Voila app on loopback, and what to add to its environment."""
+    paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
+    command = [
+        *(sys.executable, "-m", "voila", str(page), f"--Voila.ip={HOST}", f"--port={port}", "--template=icrl"),
+        *(f"--VoilaConfiguration.extension_denylist={name}" for name in LEFT_OUT),
+        *(f"--VoilaConfiguration.theme={theme}", "--preheat_kernel=True", "--pool_size=1"),
+        *(f"--token={token}", "--show_tracebacks=False"),
+        *([] if browser else ["--no-browser"]),
+    ]
+    return command, {"JUPYTER_PATH": os.pathsep.join(paths)}
 
 
 def _serve(command: Sequence[str], environment: Mapping[str, str]) -> int:

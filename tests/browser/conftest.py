@@ -1,16 +1,19 @@
-"""A real browser on a real stored run. Any request that leaves this machine fails the test, and so does a console error.
+"""A real browser on real pages. Any request that leaves this machine fails the test, and so does a console error.
 
 Needs Debian's chromium and `pip install "icrl-lab[browser]"`. Where they are missing the tests are left out, unless
 ICRL_LAB_BROWSER=1 says that they must run.
 """
 
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MUST = os.environ.get("ICRL_LAB_BROWSER") == "1"
 PICTURES = Path(os.environ.get("ICRL_LAB_PICTURES", "browser-failures"))
+HERE = Path(__file__).parent
 STUDY = """
 [task]
 name = "freesolv"
@@ -29,15 +33,20 @@ arms = ["text", "moments-vocab"]
 controls = ["real", "noise"]
 with_text = false
 labels = "true"
-shots = 10
+shots = 6
 seeds = 2
-queries = 24
+queries = 16
 label_format = "letter"
 slot_scale = 1.0
 [probes]
-questions = ["attention", "geometry", "lens"]
+questions = ["attention", "geometry", "patching", "lens"]
 [probes.options.lens]
 permutations = 4
+[probes.options.patching]
+queries = 3
+depths = [0, 10, 20, 30]
+draws = 2
+verify = 2
 """
 
 
@@ -65,7 +74,7 @@ def playwright():
 
 @pytest.fixture(scope="session")
 def run(playwright, tmp_path_factory):
-    """The folder of a small real study with a reading."""
+    """The folder of a small real study with readings."""
     room = tmp_path_factory.mktemp("browser")
     (room / "study.toml").write_text(STUDY)
     done = subprocess.run(
@@ -76,25 +85,59 @@ def run(playwright, tmp_path_factory):
     return room / "run"
 
 
-@pytest.fixture(scope="session")
-def address(run):
-    """The dashboard as an app; the address with its token, and the second at which it was started."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "icrl_lab.cli", "dash", str(run), "--no-browser", "--port", str(port)]
-    start = time.time()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        line = server.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, line
-        for _ in range(120):
+        return free.getsockname()[1]
+
+
+@contextmanager
+def served(command, port, **environment):
+    """A server, until the block ends; entered when it answers."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, **environment}, start_new_session=True,
+    ) as server:  # fmt: skip
+        for _ in range(480):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
+            assert server.poll() is None, "the server ended by itself"
             time.sleep(0.25)
-        yield found[0], start
-        server.terminate()
+        try:
+            yield server
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def address(run):
+    """The dashboard as `icrl-lab dash` serves it."""
+    port = free_port()
+    command = [sys.executable, "-m", "icrl_lab.cli", "dash", str(run), "--no-browser", "--port", str(port)]
+    with served(command, port) as server:
+        yield re.search(r"http://\S+", server.stdout.readline())[0]
+
+
+@pytest.fixture(scope="session")
+def app(playwright, tmp_path_factory):
+    """A function (source of a cell) -> address of a page that shows the cell's last value."""
+    from contextlib import ExitStack
+
+    from icrl_lab.widgets import serve
+
+    with ExitStack() as stack:
+
+        def open_app(source):
+            page, port = tmp_path_factory.mktemp("app") / "app.ipynb", free_port()
+            notebook = serve.dashboard_notebook(Path("."))
+            notebook["cells"][0]["source"] = f"import sys\nsys.path.insert(0, {str(HERE.parent.parent)!r})\n{source}"
+            page.write_text(json.dumps(notebook), encoding="utf-8")
+            command, more = serve.app(page, port, "t")
+            stack.enter_context(served(command, port, **more))
+            return f"http://127.0.0.1:{port}/?token=t"
+
+        yield open_app
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +151,8 @@ def chromium(playwright):
 def page(chromium, request):
     """A page that notes requests and errors, and is photographed when its test fails."""
     page = chromium.new_page(viewport={"width": 1300, "height": 1800})
-    page.set_default_navigation_timeout(90_000)
+    page.set_default_navigation_timeout(120_000)
+    page.set_default_timeout(60_000)
     outside, errors = [], []
     page.on(
         "request",
@@ -118,7 +162,7 @@ def page(chromium, request):
     page.on("pageerror", lambda e: errors.append(str(e)))
     yield page
     failed = getattr(request.node, "failed", False)
-    if failed:
+    if failed or outside or errors:
         PICTURES.mkdir(exist_ok=True)
         page.screenshot(path=PICTURES / f"{request.node.name}.png", full_page=True)
     page.close()
