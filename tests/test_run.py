@@ -84,7 +84,7 @@ def test_the_point_is_the_one_asked_for(task, vectors, llm):
     points = {p: study(task, vectors, llm, point=p, **few).run(progress=False).to_dataframe()["prediction"] for p in ("mean", "median", "mode")}  # fmt: skip
     made = study(task, vectors, llm, **few)
     cell = made.cells()[0]
-    found = made._answers(cell, made.material.rendered(cell, 0)[0], 7, 0)
+    found = made._answers(cell, *made.material.rendered(cell, 0), 0)
     for point, values in points.items():
         assert np.allclose(values, [a.point(point) for a in found], atol=1e-3)
     assert len({tuple(v.round(6)) for v in points.values()}) == 3

@@ -163,7 +163,7 @@ def test_draws_differ_in_map_and_order_and_are_mixed(task, vectors, llm):
     orders = [tuple(groups[0].positions.tolist()) for _, groups in rendered]
     assert len(set(orders)) == 3 and len({tuple(sorted(o)) for o in orders}) == 1
     frame = many.compute(cell)
-    each = [[a.mean for a in many._answers(cell, r, 8, d)] for d, (r, _) in enumerate(rendered)]
+    each = [[a.mean for a in many._answers(cell, r, g, d)] for d, (r, g) in enumerate(rendered)]
     assert np.allclose(frame["prediction"], np.mean(each, 0))  # a mixture's mean is the mean of the means
     assert (frame["draws"] == 3).all()
 

@@ -244,6 +244,8 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "queries": whole(1, 10**9),
         "point": _one_of("mean", "median", "mode"),
         "decode": _one_of("score", "greedy", "sample"),
+        "per_token": _flag,
+        "calibrate": _flag,
         "markers": _markers,
         "queries_per_prompt": whole(1, 1000),
         "repeat": whole(1, 16),

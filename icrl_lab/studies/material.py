@@ -25,6 +25,8 @@ from icrl_lab.studies.spec import Arm, PlanSpec
 from icrl_lab.values import Prompt, Rendered, SlotMap, Task, Vectors
 
 NOUNS = {"molecule": "Molecule", "image": "Image", "protein": "Protein", "audio": "Sound"}
+CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, after Zhao et al. 2021
+NOBODY = "\0nobody"  # the id of a query that is no item
 
 
 def stream(what: str, *numbers: int) -> int:
@@ -79,6 +81,11 @@ def check(task: Task, plan: PlanSpec) -> None:
         raise StudyError(
             f"task {task.name!r} has no text, and {needs_text[0]} needs one; name its text column or leave it out"
         )
+    for key in ("per_token", "calibrate"):
+        if getattr(plan, key) and (task.targets is not None or plan.decode != "score" or plan.queries_per_prompt > 1):
+            raise StudyError(
+                f'{key} changes how classes are scored: it needs a task with labels, decode = "score" and queries_per_prompt = 1'
+            )
     if plan.queries_per_prompt > 1 and any(shots.needs_query(s) for s in (*plan.selection, *plan.order)):
         raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
     for arm in plan.arms:
@@ -391,11 +398,36 @@ class Material:
         noun = NOUNS.get(task.modality, "Item")
         return {"property": task.property, "units": task.units, "scale": scale, "noun": noun}
 
+    def content_free(self, cell: Cell, draw: int, group: Shots) -> list[Rendered]:
+        """The group's shots before a query that says nothing: texts without content, and in a slot the mean of the shots' vectors
+        at their mean norm."""
+        arm, reads = cell.arm, not cell.arm.has_slots or cell.with_text
+        as_code = arm.name == "pca-text"
+        texts = CONTENT_FREE if reads else CONTENT_FREE[:1]
+        asked = [[prompts.Example(NOBODY, text, code=text if as_code else None)] for text in texts]
+        if not arm.has_slots:
+            return prompts.render_all(self._build(cell, group, asked, 1), self.tokenizer, None, self.llm.context)
+        groups = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
+        mapped = self._once(cell, ("slots", arm.label, draw), lambda: self._slots(cell, draw, groups))
+        shown = self._changed(cell, draw, mapped).take([self.task.ids[int(p)] for p in group.positions])
+        mean, norm = shown.values.mean(0), np.linalg.norm(shown.values, axis=-1).mean(0)
+        length = np.linalg.norm(mean, axis=-1)
+        mean = mean * (norm / np.where(length > 0, length, 1.0))[..., None]
+        slots = Vectors(np.concatenate([shown.values, mean[None]]), (*shown.ids, NOBODY), shown.space)
+        built = self._build(cell, group, asked, mapped.slots)
+        if cell.control == "dummy":
+            built, slots = controls.apply("dummy", built, slots)
+        return prompts.render_all(built, self.tokenizer, slots, self.llm.context)
+
     def _prompts(self, cell: Cell, group: Shots, width: int) -> list[Prompt]:
-        size, words = self.plan.queries_per_prompt, self._words
+        size = self.plan.queries_per_prompt
+        asked = [self._example(cell.arm, q) for q in group.queries]
+        return self._build(cell, group, [asked[i : i + size] for i in range(0, len(asked), size)], width)
+
+    def _build(self, cell: Cell, group: Shots, several: Sequence[list[prompts.Example]], width: int) -> list[Prompt]:
+        """A prompt for each of `several` lists of queries, behind the group's shots."""
+        words = self._words
         view = "text" if cell.arm.name == "text" else "both" if cell.with_text else "vector"
         once = [self._example(cell.arm, int(p), label) for p, label in zip(group.positions, group.written)]
         shown = once * self.plan.repeat
-        asked = [self._example(cell.arm, q) for q in group.queries]
-        several = [asked[i : i + size] for i in range(0, len(asked), size)]
         return [prompts.build(self.template, shown, some, view=view, width=width, **words) for some in several]

@@ -110,7 +110,7 @@ class Study:
         for draw in range(cell.arm.draws):
             rendered, groups = self.material.rendered(cell, draw)
             order = [q for group in groups for q in group.queries]
-            for query, answer in zip(order, self._answers(cell, rendered, len(order), draw)):
+            for query, answer in zip(order, self._answers(cell, rendered, groups, draw)):
                 by_query.setdefault(query, []).append(answer)
             size = self.plan.queries_per_prompt
             lengths |= {q: lengths.get(q, 0) + len(rendered[i // size]) for i, q in enumerate(order)}
@@ -133,15 +133,22 @@ class Study:
             self._seen: dict[bytes, list[Any]] = {}
         return self._engine
 
-    def _answers(self, cell: Cell, rendered: list[Rendered], queries: int, draw: int) -> list[Any]:
+    def _answers(self, cell: Cell, rendered: list[Rendered], groups: list[Shots], draw: int) -> list[Any]:
         """An answer a query. Prompts that were asked before (dummy markers of another arm) are not asked again."""
         engine = self.engine
         key = hashlib.blake2b(digest_size=16)
         for prompt in rendered:
             key.update(prompt.ids.tobytes() + prompt.vectors.tobytes())
+        free = [self.material.content_free(cell, draw, group) for group in groups if self.plan.calibrate]
+        for prompt in (p for some in free for p in some):
+            key.update(prompt.ids.tobytes() + prompt.vectors.tobytes())
         key.update(f"{draw} {cell.seed}".encode() if self.plan.decode == "sample" else b"")
         if key.digest() not in self._seen:
-            self._seen[key.digest()] = self._ask(engine, cell, rendered, queries, draw)
+            self._seen[key.digest()] = (
+                self._calibrated(engine, rendered, groups, free)
+                if self.plan.calibrate
+                else self._ask(engine, cell, rendered, sum(len(g.queries) for g in groups), draw)
+            )
         return self._seen[key.digest()]
 
     def _ask(self, engine: Engine, cell: Cell, rendered: list[Rendered], queries: int, draw: int) -> list[Any]:
@@ -150,7 +157,7 @@ class Study:
         if self.plan.decode == "score" and size == 1:
             if fmt is not None:
                 return answers.score_numbers(engine, rendered, fmt, tokenizer)
-            return answers.score_options(engine, rendered, options, tokenizer)
+            return answers.score_options(engine, rendered, options, tokenizer, per_token=self.plan.per_token)
         if fmt is None:
             hot = self._hot(cell, draw, 0)
             return answers.decode_options(engine, rendered, options, tokenizer, **hot)
@@ -161,6 +168,18 @@ class Study:
                 hot = self._hot(cell, draw, part)
                 found += answers.decode_numbers(engine, some, fmt, tokenizer, queries=asked, **hot)
         return [answer for prompt in found for answer in prompt]
+
+    def _calibrated(
+        self, engine: Engine, rendered: list[Rendered], groups: list[Shots], free: list[list[Rendered]]
+    ) -> list[Any]:
+        """Classes behind each prompt, less what the same shots say of nothing."""
+        found, start = [], 0
+        for group, nothing in zip(groups, free):
+            some = rendered[start : start + len(group.queries)]
+            given: dict[str, Any] = {"per_token": self.plan.per_token, "content_free": nothing}
+            found += answers.score_options(engine, some, self.task.options, self.llm.tokenizer, **given)
+            start += len(group.queries)
+        return found
 
     def _hot(self, cell: Cell, draw: int, part: int) -> dict[str, Any]:
         """How decoding chooses: the arms and controls of a seed share a stream, its prompts and draws do not."""

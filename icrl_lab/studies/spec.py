@@ -121,7 +121,9 @@ class LLMSpec:
 class PlanSpec:
     """[study]: the axes of the study and how answers are read. Axes are tuples; a cell is one value of each.
 
-    repeat  how many times the list of shots stands in the prompt
+    repeat     how many times the list of shots stands in the prompt
+    per_token  a class's log-probability is divided by its tokens
+    calibrate  the log-probabilities behind a query that says nothing are subtracted
     """
 
     arms: tuple[Arm, ...] = ()
@@ -139,6 +141,8 @@ class PlanSpec:
     queries: int = 100
     point: str = "mean"
     decode: str = "score"
+    per_token: bool = False
+    calibrate: bool = False
     markers: str | tuple[str, str] | None = None
     queries_per_prompt: int = 1
     repeat: int = 1
