@@ -117,6 +117,14 @@ def test_simple_predictors_are_the_labs_own_on_the_same_shots_and_labels(name, t
             assert beside.simple(one)[name][i] == (by_hand if classes else pytest.approx(by_hand, abs=1e-9))
 
 
+def test_without_orders_the_variance_is_not_split_and_no_order_is_asked():
+    study = toy_study(shots=3, queries=3, seeds=2)
+    many, none = (similarity(study, "zero-pad", queries=None, selections=("random",), counts=(3,), orders=o) for o in (2, 0))  # fmt: skip
+    assert "share" in many.data and "share" not in none.data and none.about["variance"].startswith("not split")
+    assert none.about["tokens"]["asked"] < many.about["tokens"]["asked"]
+    assert many["score"].equals(none["score"])
+
+
 def test_scores_and_gains_are_those_of_the_study_that_ran():
     study = toy_study("gemma3", "unigram", selection=["random", "nearest"], shots=5, queries=6)
     found = similarity(study, "zero-pad", queries=None, selections=("nearest", "random"), counts=(5,), orders=2)

@@ -9,15 +9,18 @@ import traitlets as t
 import xarray as xr
 
 from icrl_lab.errors import DataError
+from icrl_lab.plots import style
 from icrl_lab.studies import Study
 from icrl_lab.values import Reading, Task
 from icrl_lab.widgets import serve
+from icrl_lab.widgets.base import redraw
 from icrl_lab.widgets.dashboard import Dashboard
+from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.live import Runner, Stopped
 from icrl_lab.widgets.reading import ReadingView
 from icrl_lab.widgets.selection import Selection
 from icrl_lab.widgets.study import StudyView
-from tests.toy import PLAN, toy_llm, toy_study, toy_task, toy_vectors
+from tests.toy import PLAN, click, toy_llm, toy_study, toy_task, toy_vectors
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -145,7 +148,7 @@ def test_a_reading_is_a_view_and_a_click_moves_the_selection(result, monkeypatch
     assert NASTY not in view.body.children[0].value and "&lt;img" in view.body.children[0].value
 
     class Points:
-        xs, ys = [2], [3]
+        xs, ys, point_inds = [2], [3], [[3, 2]]
 
     view._clicked(view.figure.data[0], Points, None)
     assert (hub.layer, hub.head) == (2, 3)
@@ -156,6 +159,125 @@ def test_a_reading_is_a_view_and_a_click_moves_the_selection(result, monkeypatch
     assert view.figure.data[0].type == "bar"
     view.shown.value = "map"
     assert view.figure.data[0].type == "heatmap" and plots is not None
+
+
+def two_maps(monkeypatch):
+    """Figures of a reading, the first with two maps and a line between them, all of them clicked."""
+    import plotly.graph_objects as go
+
+    class Module:
+        @staticmethod
+        def figures(r):
+            z = r["share"].values.T
+            return {
+                "maps": go.Figure([go.Heatmap(z=z), go.Scatter(x=[1], y=[1]), go.Heatmap(z=z)]),
+                "bars": go.Figure(go.Bar(x=[1], y=[3])),
+            }
+
+    monkeypatch.setattr("icrl_lab.widgets.reading.import_module", lambda name: Module)
+
+
+def test_a_click_on_one_trace_leaves_what_another_said(result, monkeypatch):
+    two_maps(monkeypatch)
+    hub = Selection(result, layers=3, heads=4)
+    view = ReadingView(reading(), hub)
+    for number in (0, 2):
+        click(view.figure, (number, [9, 1], 1, 9))
+        assert "head must be" in view.message.value and hub.head == 0
+    click(view.figure, (2, [2, 1], 1, 2))
+    assert view.message.value == "" and (hub.layer, hub.head) == (1, 2)
+
+
+def test_a_click_beside_the_points_leaves_the_error_of_the_last(result, monkeypatch):
+    view = StudyView(result)
+    large = next(i for i, d in enumerate(view.parity_figure.data) if d.text is not None)
+    names = list(view.parity_figure.data[large].text)
+    monkeypatch.setattr(view, "refresh", lambda: (_ for _ in ()).throw(DataError("no such thing")))
+    click(view.parity_figure, (large, 1, 0.0, 0.0))
+    assert view.selection.query == names[1] and "no such thing" in view.message.value
+    click(view.parity_figure, (1, 0, 0.0, 0.0))  # a small point, which nobody listens to
+    assert view.selection.query == names[1] and "no such thing" in view.message.value
+    monkeypatch.undo()
+    click(view.parity_figure, (large, 2, 0.0, 0.0))
+    assert view.selection.query == names[2] and view.message.value == ""
+
+
+# ------------------------------------------------------------------------------------ figures that change in place
+
+
+def full(value):
+    """Without what is not there, and without the names of traces."""
+    if isinstance(value, dict):
+        kept = {k: full(v) for k, v in value.items() if k != "uid"}
+        return {k: v for k, v in kept.items() if v not in ({}, [], None)}
+    return [full(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def different():
+    """Figures of the same traces, that have different things, and one of other traces."""
+    import plotly.graph_objects as go
+
+    line = {"type": "line", "x0": 0, "x1": 1, "y0": 0, "y1": 1}
+    one = go.Figure(
+        [
+            go.Heatmap(z=np.eye(3), customdata=[["a"] * 3] * 3, hovertemplate="%{z}", zmid=0, colorbar_title_text="u"),
+            go.Scatter(x=[1, 2], y=[2, 3], marker={"color": np.array([1.0, 2.0]), "size": 4}, error_x={"array": [1, 2]}),
+        ],
+        {"shapes": [line] * 3, "coloraxis": {"cmin": 1}, "xaxis2": {"domain": [0, 0.5]}, "title": "one", "template": "none"},
+    )  # fmt: skip
+    two = go.Figure(
+        [go.Heatmap(z=np.ones((4, 5)), colorscale="Viridis"), go.Scatter(x=np.arange(4), y=[2], marker_color="red")],
+        {"annotations": [{"text": "two"}], "yaxis": {"title": "v"}, "shapes": [line], "template": "none"},
+    )
+    return one, two, go.Figure(go.Bar(x=[1], y=[2]), {"title": "three"})
+
+
+def test_a_figure_that_is_drawn_over_keeps_nothing_of_the_last():
+    one, two, three = different()
+    shown = figure_widget(one)
+    for figure, replaced in ((two, False), (one, False), (three, True), (two, True), (one, False)):
+        assert redraw(shown, figure) is replaced
+        assert full(shown.to_dict()) == full(figure.to_dict())
+        later = {"data": shown._widget_data, "layout": shown._widget_layout}
+        assert full(style.graph_objects().Figure(later).to_dict()) == full(figure.to_dict())
+
+
+def test_only_what_differs_is_sent_to_a_page_that_is_there():
+    one = different()[0]
+    shown = figure_widget(one)
+    before = shown._widget_data
+    shown._view_count = 1
+    sent = []
+    shown._send_update_msg = lambda restyle_data, relayout_data, **_: sent.append((restyle_data, relayout_data))
+    other = style.graph_objects().Figure(one)
+    other.data[1].x, other.layout.title.text = [1, 5], "another"
+    redraw(shown, other)
+    assert len(sent) == 1 and set(sent[0][0]) == {"x"} and {k.split(".")[0] for k in sent[0][1]} == {"title"}
+    assert shown._widget_data is before  # the view has it all; the whole would be sent for nothing
+    redraw(shown, other)
+    assert len(sent) == 1
+
+
+def test_what_a_person_did_to_a_figure_is_left(result):
+    shown = figure_widget(different()[0])
+    shown.layout.dragmode, shown.data[1].visible = "pan", "legendonly"
+    redraw(shown, different()[1])
+    assert shown.layout.dragmode == "pan" and shown.data[1].visible == "legendonly"
+
+
+def test_a_view_that_is_seen_late_shows_what_is_selected(result, monkeypatch):
+    """Nobody looks at it when the selection moves, as in a tab that was not opened; what it begins with on a page is then the last."""
+    two_maps(monkeypatch)
+    hub = Selection(result)
+    views = [StudyView(result, hub), ReadingView(reading(), hub)]
+    hub.arm, hub.query = "random-projection", hub.queries[2]
+    views[1].shown.value = "bars"
+    for view, name in ((views[0], "parity_figure"), (views[0], "arms_figure"), (views[1], "figure")):
+        shown = getattr(view, name)
+        later = {"data": shown._widget_data, "layout": shown._widget_layout}
+        assert full(style.graph_objects().Figure(later).to_dict()) == full(shown.to_dict())
+    assert "random-projection" in views[0].parity_figure._widget_layout["title"]["text"]
+    assert views[1].figure._widget_data[0]["type"] == "bar"
 
 
 # ------------------------------------------------------------------------------------ work in the background
@@ -192,7 +314,7 @@ def test_a_job_is_stopped_and_two_never_run_together():
     runner = Runner(done.append, failed.append, wait=0.0)
     start = time.perf_counter()
     runner.submit(slow)
-    assert time.perf_counter() - start < 0.1  # the page is never blocked
+    assert time.perf_counter() - start < 2.5  # the page is never blocked: the job takes five seconds
     assert started.wait(5)
     runner.submit(lambda job: most.append(len(inside) + 1) or "second")
     runner.join()
@@ -226,3 +348,12 @@ def test_the_latest_finished_run_is_found(result, tmp_path):
     page = serve.dashboard_notebook(tmp_path / 'a"b\n')
     assert len(page["cells"]) == 1
     compile(page["cells"][0]["source"], "cell", "exec")
+
+
+def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():
+    go = style.graph_objects()
+    shown = figure_widget(go.Figure(go.Scatter(x=[1, 2, 3], y=[1, 2, 3]), {"title": "old"}))
+    shown._view_count = 1  # a page was there, and is loaded again: the kernel is not told
+    redraw(shown, go.Figure(go.Scatter(x=[1, 2, 3], y=[3, 2, 2]), {"title": "new"}))
+    state = shown.get_state()
+    assert state["_widget_layout"]["title"]["text"] == "new" and list(state["_widget_data"][0]["y"]) == [3, 2, 2]

@@ -134,11 +134,11 @@ def test_nothing_blocks_the_page_and_it_can_be_stopped(monkeypatch):
     monkeypatch.setattr(live, "ask", slow)
     start = time.perf_counter()
     view.shots.order = (1, 0, 2, 3, 4)
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 4  # the job waits for ten
     assert going.wait(10) and not view.stop.disabled and view.bar.layout.visibility == "visible"
     start = time.perf_counter()
     view.stop.click()
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 4
     gate.set()
     settled(view)
     assert view.words.value == said and view.stop.disabled and "Stopped" in view.message.value
@@ -185,7 +185,12 @@ def test_a_stored_run_replays_its_orders_and_cannot_be_asked(opened):
             own = live.own_shots(run().study, "random-projection", "real", query, seed)
             assert [c["name"] for c in view.shots.cards] == [run().study.task.ids[p] for p in own]
             text = {c["name"]: c["label"] for c in view.shots.cards}
-            assert all(run().study.material.written(int(p)) == text[run().study.task.ids[p]] for p in own)
+            task, material = run().study.task, run().study.material
+            assert text == {task.ids[p]: f"{material.written(int(p))} = {task.targets[p]:.2f}" for p in own}
+            rows = result.predictions.query("arm == 'random-projection' and item == @query and seed == @seed").set_index("control")  # fmt: skip
+            for control in ("real", "noise"):
+                said = rows.loc[control, ["prediction", "lower", "upper"]]
+                assert "{} {:.3f} [{:.3f}, {:.3f}]".format(control, *said) in view.words.value
     assert view.selection.query == view.query.value
     box = next(b for b in view.body.children if type(b).__name__ == "Accordion")
     assert not box.children[0].children

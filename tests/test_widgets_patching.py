@@ -1,7 +1,5 @@
 """The patching view without a browser: a cell is clicked, and what stands beside it is what the reading says of it."""
 
-import time
-
 import numpy as np
 import pytest
 import traitlets as t
@@ -11,6 +9,7 @@ from icrl_lab.plots import cells
 from icrl_lab.values import Reading
 from icrl_lab.widgets.patching import PatchingView
 from icrl_lab.widgets.selection import Selection
+from tests.timing import calls
 from tests.toy import toy_study
 
 NASTY = "<img src=x onerror=alert(1)>"
@@ -81,7 +80,7 @@ def headed():
 
 class Points:
     def __init__(self, x, y):
-        self.xs, self.ys = [x], [y]
+        self.xs, self.ys, self.point_inds = [x], [y], [[y, x]]
 
 
 def shown(view):
@@ -104,7 +103,12 @@ def test_a_click_shows_the_readings_own_numbers(result):
             here = data.sel(group=group, depth=depth)
             for words, name in (("the edit", "share"), ("its placebo", "placebo"), ("edit less placebo", "beyond")):
                 assert shown(view)[words] == pytest.approx([float(here[name + e]) for e in ("", "_low", "_high")])
-            assert (list(view.map.data[1].x), list(view.map.data[1].y)) == ([x], [y])
+            for mark in (
+                view.map.data[1],
+                view.map._widget_data[1],
+            ):  # the figure, and what a page that comes later is given
+                assert (list(mark["x"]), list(mark["y"])) == ([x], [y])
+            assert view.cell._widget_layout["title"]["text"] == view.cell.layout.title.text
             assert float(view.map.data[0].z[y][x]) == float(here["share"])
             low, high = view.cell.layout.xaxis.range
             assert low < 0 < high and all(low < v < high for row in shown(view).values() for v in row)
@@ -236,11 +240,11 @@ def test_other_figures_and_an_end(result):
     assert view.across.value == "0"
 
 
-def test_a_click_takes_less_than_a_tenth_of_a_second(result):
+def test_a_click_and_another_edit_are_quick(result):
+    """A tenth of a second at most; an edit took 150,000 calls when its figures were put together piece by piece, at every visit."""
     view = PatchingView(restoring(), Selection(result, layers=4))
-    times = []
-    for x in (0, 1, 2, 0, 1):
-        start = time.process_time()
-        view._clicked(None, Points(x, x % 2), None)
-        times.append(time.process_time() - start)
-    assert sorted(times)[2] < 0.1
+    assert max(calls(lambda: view._clicked(None, Points(x, 1), None)) for x in (0, 1, 2, 0)) < 40_000  # noqa: B023
+    edits = [*list(view.sheets)[1:], next(iter(view.sheets))]
+    for limit in (125_000, 70_000):  # the first time, and again
+        assert max(calls(lambda: setattr(view.edit, "value", words)) for words in edits) < limit  # noqa: B023
+    assert view.message.value == "" and edits[-1][1:] in view.map.layout.title.text

@@ -1,6 +1,7 @@
 """The view of the prompt without a browser: what is shown is what the model is given, with the model and as a run kept it."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from icrl_lab.errors import DataError
 from icrl_lab.prompts import Piece, pieces
-from icrl_lab.studies import Study, open_run
+from icrl_lab.studies import Study, open_run, shown
 from icrl_lab.studies.shown import Kept, Live, kept
 from icrl_lab.values import Task
 from icrl_lab.widgets.prompt import NONE, PromptView
@@ -49,6 +50,10 @@ def test_pieces_are_all_of_the_prompt(family, plan):
         assert sum((p.tokens for p in found), ()) == rendered.tokens
         slots = [p for p in found if p.role == "slot"]
         assert np.allclose([n for p in slots for n in p.norms], np.linalg.norm(rendered.vectors, axis=1))
+        sizes = np.arange(1.0, 1 + len(rendered.vectors))
+        longer = pieces(replace(rendered, vectors=rendered.vectors * sizes[:, None].astype(np.float32)))
+        each = [n / m for p, q in zip(longer, found) for n, m in zip(p.norms, q.norms)]
+        assert each == pytest.approx(sizes)
         assert all(p.item and p.text == "" for p in slots)
     with pytest.raises(ValueError, match="extended"):
         pieces(rendered.extend([1]))
@@ -156,6 +161,25 @@ def test_chips_follow_the_selection():
     assert "no vectors that" in view.count.value
 
 
+def test_each_card_tells_the_norm_of_its_own_vector(monkeypatch):
+    """Slots of a study are scaled to one length, so that a neighbour's would not be noticed: here every item has one of its own."""
+    monkeypatch.setattr(
+        shown, "pieces", lambda *given: tuple(replace(p, norms=(own(p.item),) * len(p.norms)) for p in pieces(*given))
+    )
+    study, view = live().study, PromptView(live(), Selection(live(), arm="zero-pad"))
+    for source in (Live(study), Kept(json.loads(json.dumps(kept(study).data)))):
+        view.shown, view._drawn = source, None
+        for query in (*source.queries[1:], source.queries[0]):
+            view.selection.query = query
+            cards = view.chips.cards
+            assert [c["lines"][-1].split()[:2] for c in cards] == [["norm", f"{own(c['item']):.3g}"] for c in cards]
+            assert len({c["lines"][-1] for c in cards}) == 6
+
+
+def own(item):
+    return 100.0 + int(item.removeprefix("item") or 0)
+
+
 def test_a_click_pins_item_and_shot_and_a_query_has_no_place():
     view = PromptView(live(), Selection(live(), arm="zero-pad"))
     view._sent(view.chips, {"pin": 2}, [])
@@ -166,11 +190,40 @@ def test_a_click_pins_item_and_shot_and_a_query_has_no_place():
     assert 'role="alert"' in view.message.value
 
 
+def test_what_another_view_pins_is_brought_into_view():
+    hub = Selection(live(), arm="zero-pad")
+    view = PromptView(live(), hub)
+    assert view.chips.seen == -1
+    names = [card["item"] for card in view.chips.cards]
+    hub.item = names[3]
+    assert view.chips.seen == 3 and view.chips.pinned == [3]
+    hub.shot = 1  # of a view that knows places alone: the item stays pinned, the shot is what is looked at
+    assert view.chips.seen == 1 and view.chips.pinned == [3]
+    hub.query = view.query.options[2]
+    assert view.chips.cards[view.chips.seen]["item"] == hub.query and view.chips.seen == 5
+    hub.control = "noise"
+    assert view.chips.cards[view.chips.seen]["item"] == hub.query
+    hub.shot = 4
+    assert view.chips.seen == 4
+    hub.shot = -1
+    assert view.chips.seen == -1
+    hub.item = next(i for i in sorted(hub.known) if i not in names)  # which this prompt does not have
+    assert view.chips.seen == -1 and view.chips.pinned == []
+    hub.item = names[2]
+    late = PromptView(live(), hub)  # a view that is made later shows what is pinned
+    assert late.chips.seen == 2
+    view.pin(0)
+    assert view.chips.seen == late.chips.seen == 0 and hub.shot == 0
+    view.arm.value = "text"
+    assert view.chips.seen == 0 and view.chips.cards[0]["item"] == names[0]
+
+
 def test_shots_that_are_repeated_are_the_same_shots():
     result = toy_study(shots=3, repeat=2, seeds=1, queries=2).run(progress=False)
     view = PromptView(result)
     view.pin(4)
     assert view.selection.shot == 1 and len(view.chips.pinned) == 2
+    assert view.chips.seen == 4  # the one that was clicked, not its first copy
 
 
 def test_views_agree_whatever_the_order():

@@ -1,12 +1,13 @@
 """Shots replaced by nearer and farther ones on a page: what is put there is what the model is asked, beside what the labels say."""
 
+import threading
 import time
 from functools import cache
 
 import numpy as np
 import pytest
 
-from icrl_lab.probes import beside
+from icrl_lab.probes import beside, live
 from icrl_lab.probes.live import ask
 from icrl_lab.probes.scene import scene
 from icrl_lab.probes.similarity import similarity
@@ -121,14 +122,19 @@ def test_nearer_and_farther_walk_through_the_pool_and_never_show_an_item_twice(m
     settled(view)
 
 
-def test_a_press_is_quick_and_two_kinds_of_view_agree():
+def test_a_press_is_quick_and_two_kinds_of_view_agree(monkeypatch):
     result = molecules()
     hub = Selection(result)
     one, two = SimilarityView(result, hub, wait=0.0), OrderView(result, hub, wait=0.0)
+    settled(one), settled(two)
+    gate = threading.Event()
+    monkeypatch.setattr(live, "ask", lambda *args, **given: gate.wait(10) and ask(*args, **given))
     start = time.perf_counter()
     press(one, 1, FARTHER)
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 4  # the model answers after ten, unless it is let
+    gate.set()
     settled(one), settled(two)
+    monkeypatch.undo()
     assert hub.query == one.query.value == two.query.value
     two.query.value = two.query.options[2]
     settled(one), settled(two)
@@ -164,6 +170,14 @@ def test_a_stored_run_replays_its_selections(opened):
             for name, said in beside.simple(one).items():
                 assert float(at["simple"].sel(predictor=name)) == pytest.approx(said[0])
                 assert f"{name} of the shots {said[0]:.3f}" in view.words.value
+            chosen = [study.task.ids[p] for p in one.shots[0]]
+            made = result.predictions.query("arm == 'random-projection' and control == 'real' and item == @query and seed == @seed").iloc[0]  # fmt: skip
+            interval = f"real {made['prediction']:.3f} [{made['lower']:.3f}, {made['upper']:.3f}]"
+            assert (interval in view.words.value) == (made["shot_items"] == ";".join(chosen))
+            assert ("no predictive interval" in view.words.value) == (made["shot_items"] != ";".join(chosen))
+            assert all(
+                c["label"].endswith(f" = {study.task.targets[p]:.2f}") for c, p in zip(view.shots.cards, one.shots[0])
+            )
             real = float(at["outcome"].sel(control="real"))
             assert (
                 real == pytest.approx(float(one.read()[0]), abs=2e-5) and f"real vectors {real:.3f}" in view.words.value

@@ -44,3 +44,10 @@ def toy_llm(name: str = "llama", tokenizer: str = "digits"):
 def toy_study(name: str = "llama", tokenizer: str = "digits", classes: bool = False, **plan) -> Study:
     task = toy_task(classes=classes)
     return Study(task, toy_vectors(task), toy_llm(name, tokenizer), **{**PLAN, **plan})
+
+
+def click(shown, *hit: tuple[int, int | list[int], float, float]) -> None:
+    """What a browser sends for a click on a figure's points, each (number of its trace, place in it, x, y); plotly calls every handler."""
+    traces, places, xs, ys = zip(*hit)
+    points = {"trace_indexes": list(traces), "point_indexes": list(places), "xs": list(xs), "ys": list(ys)}
+    shown._js2py_pointsCallback = {"event_type": "plotly_click", "points": points, "device_state": None, "selector": None}  # fmt: skip

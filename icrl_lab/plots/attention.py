@@ -90,7 +90,8 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
                 row=i + 1, col=j + 1,
             )  # fmt: skip
             if name in ("gain", "follows"):
-                _mark(made, data, name, where, i + 1, j + 1)
+                for mark in _marks(data, name, where):
+                    made.add_trace(mark, row=i + 1, col=j + 1)
     made.update_xaxes(title="block", row=len(rows), title_standoff=4)
     for i, row in enumerate(rows):
         made.update_yaxes(title=f"head, from {SHORT[row]}", title_font_size=12, row=i + 1, col=1, title_standoff=4)
@@ -132,18 +133,17 @@ def _hover(data: xr.Dataset, name: str, at: dict[str, Any]) -> list[list[str]]:
     return [[f"{a}<br>{b}" for a, b in zip(*rows)] for rows in zip(out, told)]
 
 
-def _mark(made: go.Figure, data: xr.Dataset, name: str, at: dict[str, Any], row: int, col: int) -> None:
-    """Marks where a corrected p-value is below 0.05."""
+def _marks(data: xr.Dataset, name: str, at: dict[str, Any]) -> list[dict[str, Any]]:
+    """Traces that mark where a corrected p-value is below 0.05."""
     q, fdr = (data[f"{name}_{end}"].sel({k: v for k, v in at.items() if k in data[name].dims}).transpose("layer", "head").values for end in ("q", "fdr"))  # fmt: skip
+    out = []
     for found, symbol in ((q < 0.05, "x-thin"), ((fdr < 0.05) & ~(q < 0.05), "circle-open")):
         layer, head = np.nonzero(found)
-        made.add_trace(
-            style.graph_objects().Scatter(
-                x=data["layer"].values[layer], y=data["head"].values[head], mode="markers", showlegend=False, hoverinfo="skip",
-                marker={"symbol": symbol, "size": 7, "color": "#333333", "line": {"width": 1.4, "color": "#333333"}},
-            ),
-            row=row, col=col,
-        )  # fmt: skip
+        out.append({
+            "type": "scatter", "x": data["layer"].values[layer], "y": data["head"].values[head], "mode": "markers", "showlegend": False, "hoverinfo": "skip",
+            "marker": {"symbol": symbol, "size": 7, "color": "#333333", "line": {"width": 1.4, "color": "#333333"}},
+        })  # fmt: skip
+    return out
 
 
 def _known(name: str, valid: Any, what: str) -> str:

@@ -7,7 +7,9 @@ intervals and p-values are the reading's own.
 from __future__ import annotations
 
 import textwrap
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,36 +110,49 @@ def sheets(reading: Reading) -> dict[str, Sheet]:
 
 def sheet_figure(reading: Reading, sheet: Sheet, cell: tuple[int, int] | None = None) -> go.Figure:
     """The heat map (trace 0) with a frame around `cell`, as places on (y, x) (trace 1)."""
-    go, data = style.graph_objects(), sheet.of(reading)
+    data = sheet.of(reading)
     z = data[sheet.main].values
     fine = np.abs(z[np.isfinite(z)])
     reach = max(float(fine.max()) if len(fine) else 1.0, 1e-9)
     reach = min(reach, 1.5) if data[sheet.main].attrs["units"].startswith("share") else reach
     xs, ys = names(data, sheet.x), names(data, sheet.y)
     units = style.safe(data[sheet.main].attrs["units"], 30)
-    made = go.Figure(
-        go.Heatmap(
-            z=z, x=list(range(len(xs))), y=list(range(len(ys))), zmin=-reach, zmax=reach, zmid=0, colorscale=SCALE, xgap=1, ygap=1, hoverongaps=False,
-            customdata=hover(data, sheet), hovertemplate="%{customdata}<extra></extra>",
-            colorbar={"title": {"text": units.replace("share of the difference", "share"), "side": "top"}, "thickness": 11, "x": 1.01, "outlinewidth": 0},
-        )
-    )  # fmt: skip
+    bar = {"title": {"text": units.replace("share of the difference", "share"), "side": "top"}, "thickness": 11, "x": 1.01, "outlinewidth": 0}  # fmt: skip
+    cells = {
+        "type": "heatmap", "z": z, "x": list(range(len(xs))), "y": list(range(len(ys))), "zmin": -reach, "zmax": reach, "zmid": 0, "colorscale": SCALE,
+        "xgap": 1, "ygap": 1, "hoverongaps": False, "customdata": hover(data, sheet), "hovertemplate": "%{customdata}<extra></extra>", "colorbar": bar,
+    }  # fmt: skip
     x, y = ([], []) if cell is None else ([cell[1]], [cell[0]])
     tall = 16 if len(ys) > 24 else 24 if len(ys) > 9 else 36
     frame = {"symbol": "square-open", "size": min(tall, 20), "color": style.ORANGE, "line": {"width": 3, "color": style.ORANGE}}  # fmt: skip
-    made.add_scatter(x=x, y=y, mode="markers", marker=frame, hoverinfo="skip", showlegend=False, cliponaxis=False)
+    around = {"type": "scatter", "x": x, "y": y, "mode": "markers", "marker": frame, "hoverinfo": "skip", "showlegend": False, "cliponaxis": False}  # fmt: skip
     step = -(-len(xs) // (5 if max(map(len, xs)) > 4 else 16))
-    made.update_xaxes(
-        title=sheet.axis, tickvals=list(range(0, len(xs), step)), ticktext=xs[::step], range=[-0.5, len(xs) - 0.5], title_standoff=6
-    )  # fmt: skip
+    across = {
+        "title": {"text": sheet.axis, "standoff": 6}, "tickvals": list(range(0, len(xs), step)), "ticktext": xs[::step],
+        "range": [-0.5, len(xs) - 0.5], "showgrid": False, "zeroline": False,
+    }  # fmt: skip
     rare = -(-len(ys) // 60)
-    made.update_yaxes(
-        title=sheet.y if sheet.y == "head" else None, tickvals=list(range(0, len(ys), rare)), ticktext=ys[::rare],
-        range=[len(ys) - 0.5, -0.5], tickfont_size=min(tall - 3, 12),
-    )  # fmt: skip
-    made.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False, zeroline=False)
+    up = {
+        "title": {"text": sheet.y} if sheet.y == "head" else None, "tickvals": list(range(0, len(ys), rare)), "ticktext": ys[::rare],
+        "range": [len(ys) - 0.5, -0.5], "tickfont": {"size": min(tall - 3, 12)}, "showgrid": False, "zeroline": False,
+    }  # fmt: skip
     caption = f"{where(reading)}. {_sentence(data[sheet.main].attrs['long_name'])}. Click a cell, or move with the sliders' arrow keys."
-    return style.finish(made, _sentence(sheet.words), caption, max(tall * len(ys) + 10, 150))
+    layout = _framed(_sentence(sheet.words), caption, max(tall * len(ys) + 10, 150), across, up)
+    return style.graph_objects().Figure([cells, around], layout)
+
+
+def _framed(title: str, caption: str, height: int, across: dict[str, Any], up: dict[str, Any]) -> dict[str, Any]:
+    """The layout of a finished figure with these axes; plotly takes long to finish one, so that of the same words is kept."""
+    layout = deepcopy(_frame(title, caption, height))
+    for name, mine in (("xaxis", across), ("yaxis", up)):
+        layout[name] |= mine | {"title": {**layout[name]["title"], **(mine.get("title") or {})}}
+    return layout
+
+
+@lru_cache(maxsize=128)
+def _frame(title: str, caption: str, height: int) -> dict[str, Any]:
+    made = style.finish(style.graph_objects().Figure(), title, caption, height)
+    return {**made.layout.to_plotly_json(), "template": "none"}
 
 
 def names(data: xr.Dataset, dim: str) -> list[str]:
@@ -176,31 +191,25 @@ def _sentence(words: str) -> str:
 
 def cell_figure(reading: Reading, sheet: Sheet, i: int, j: int) -> go.Figure:
     """The edit and its placebo at place (i, j) of (y, x), each a dot with its interval, and the test of their difference in words."""
-    go, data = style.graph_objects(), sheet.of(reading)
-    made = go.Figure()
+    data, traces = sheet.of(reading), []
     for (words, _), values in zip(sheet.bars, bars(data, sheet, i, j)):
         colour, symbol = LOOKS[words]
-        made.add_trace(
-            go.Scatter(
-                mode="markers", showlegend=False, marker={"color": colour, "symbol": symbol, "size": 12}, name=words,
-                hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>", **values,
-            ).update(error_x={"color": colour, "thickness": 2, "width": 6})
-        )  # fmt: skip
+        reach = {**values["error_x"], "color": colour, "thickness": 2, "width": 6}
+        traces.append({
+            "type": "scatter", "mode": "markers", "showlegend": False, "marker": {"color": colour, "symbol": symbol, "size": 12}, "name": words,
+            "hovertemplate": "%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>", **values, "error_x": reach,
+        })  # fmt: skip
     rows = len(sheet.bars)
     units = style.safe(data[sheet.main].attrs["units"], 40)
-    made.update_yaxes(
-        type="category", categoryorder="array", categoryarray=[words for words, _ in sheet.bars],
-        range=[rows - 0.5, -0.5], showgrid=False, zeroline=False,
-    )  # fmt: skip
-    made.update_xaxes(
-        title=f"[{units}]", title_standoff=6, zeroline=True, zerolinewidth=1.5, range=cell_range(data, sheet, i, j)
-    )
-    style.finish(made, "", "", 48 * rows + 20)
-    top = 42 + 16 * LINES
-    tall = made.layout.height - made.layout.margin.t
-    return made.update_layout(
-        title_text=cell_title(reading, data, sheet, i, j), width=NARROW, height=tall + top, margin_t=top
-    )  # fmt: skip
+    up = {
+        "type": "category", "categoryorder": "array", "categoryarray": [words for words, _ in sheet.bars], "range": [rows - 0.5, -0.5],
+        "showgrid": False, "zeroline": False,
+    }  # fmt: skip
+    across = {"title": {"text": f"[{units}]", "standoff": 6}, "zeroline": True, "zerolinewidth": 1.5, "range": cell_range(data, sheet, i, j)}  # fmt: skip
+    layout, top = _framed("", "", 48 * rows + 20, across, up), 42 + 16 * LINES
+    layout |= {"height": layout["height"] - layout["margin"]["t"] + top, "width": NARROW}
+    layout["margin"]["t"], layout["title"]["text"] = top, cell_title(reading, data, sheet, i, j)
+    return style.graph_objects().Figure(traces, layout)
 
 
 def bars(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> list[dict[str, Any]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.attention import MAPS, SHORT, _hover, _known, _mark, _scale, _words
+from icrl_lab.plots.attention import MAPS, SHORT, _hover, _known, _marks, _scale, _words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -71,10 +73,7 @@ def beside(
     versus    one of VERSUS; "less" where the reading has the difference
     head      (block, head) that is marked
     """
-    go = style.graph_objects()
-    from plotly.subplots import make_subplots
-
-    data, about = reading.data, reading.about
+    go, data, about = style.graph_objects(), reading.data, reading.about
     known = quantities(reading)
     quantity = _known(quantity or next(iter(known)), list(known), "quantity")
     chosen, null = known[quantity], str(about.get("null", ""))
@@ -88,7 +87,6 @@ def beside(
         _words(at["control"]) + (" (null)" if at["control"] == null else "") if "control" in at else f"real less {null}"
         for _, at in panels
     ]
-    made = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03, column_titles=titles)
     cells = [
         data[name].sel({k: v for k, v in at.items() if k in data[name].dims}).transpose("head", "layer")
         for name, at in panels
@@ -96,24 +94,25 @@ def beside(
     name = panels[0][0]
     scale = _scale(name, np.stack([c.values for c in cells]))
     bar = {"thickness": 12, "tickformat": MAPS[name][1], "nticks": 5, "title": None}
-    made.update_layout(coloraxis={**scale, "colorbar": bar})
-    for j, ((array, at), z) in enumerate(zip(panels, cells), 1):
-        made.add_trace(
-            go.Heatmap(
-                z=z.values, x=data["layer"].values, y=data["head"].values, coloraxis="coloraxis", xgap=0.5, ygap=0.5,
-                customdata=_hover(data, array, at), hovertemplate="block %{x}, head %{y}<br>%{customdata}<extra></extra>",
-            ), row=1, col=j,
-        )  # fmt: skip
-        if f"{array}_q" in data:
-            _mark(made, data, array, at, 1, j)
-        where = ([head[0]], [head[1]]) if head else ([], [])
-        made.add_trace(
-            go.Scatter(x=where[0], y=where[1], mode="markers", marker=RING, hoverinfo="skip", showlegend=False, meta="selected"),
-            row=1, col=j,
-        )  # fmt: skip
-    made.update_xaxes(title="block", showgrid=False, zeroline=False, title_standoff=4)
-    made.update_yaxes(showgrid=False, zeroline=False, autorange="reversed")
-    made.update_yaxes(title="head", col=1)
+    where = ([head[0]], [head[1]]) if head else ([], [])
+    traces = []
+    for j, ((array, at), z) in enumerate(zip(panels, cells)):
+        mine: list[dict[str, Any]] = [{
+            "type": "heatmap", "z": z.values, "x": data["layer"].values, "y": data["head"].values, "coloraxis": "coloraxis", "xgap": 0.5, "ygap": 0.5,
+            "customdata": _hover(data, array, at), "hovertemplate": "block %{x}, head %{y}<br>%{customdata}<extra></extra>",
+        }]  # fmt: skip
+        mine += _marks(data, array, at) if f"{array}_q" in data else []
+        mine.append({"type": "scatter", "x": where[0], "y": where[1], "mode": "markers", "marker": RING, "hoverinfo": "skip", "showlegend": False, "meta": "selected"})  # fmt: skip
+        traces += [{**trace, **_axes(j)} for trace in mine]
+    layout = _side_by_side(tuple(titles), horizontal_spacing=0.03)
+    layout["coloraxis"] = {**scale, "colorbar": bar}
+    for key in layout:
+        if key.startswith("xaxis"):
+            layout[key] |= {"title": {"text": "block", "standoff": 4}, "showgrid": False, "zeroline": False}
+        elif key.startswith("yaxis"):
+            layout[key] |= {"showgrid": False, "zeroline": False, "autorange": "reversed"}
+    layout["yaxis"] |= {"title": {"text": "head"}}
+    made = go.Figure(traces, layout)
     told = {
         "share": "shares are of all but position 0", "sink": "share of all attention", "rho": "ρ: Spearman over shots, attention against the encoder's cosine",
         "follows": "ρ with the query's own similarities, less the ρ with other queries'",
@@ -121,9 +120,29 @@ def beside(
     marks = " Crosses: p < 0.05 after Holm; circles: after Benjamini-Hochberg alone." if f"{name}_q" in data else ""
     caption = f"n = {about['n']}; {told}.{marks} Orange: the selected head. Intervals in the hover."
     style.finish(made, quantity[:1].upper() + quantity[1:], caption, int(np.clip(17 * data.sizes["head"], 140, 440)))
-    made.update_annotations(font_size=12)
-    made.update_layout(margin_t=made.layout.margin.t + 14, height=made.layout.height + 14)
+    made.layout.margin.t += 14
+    made.layout.height += 14
     return made
+
+
+def _side_by_side(titles: tuple[str, ...], **given: Any) -> dict[str, Any]:
+    """The layout of panels with titles on common rows."""
+    return deepcopy(_made(titles, tuple(given.items())))
+
+
+@lru_cache(maxsize=64)
+def _made(titles: tuple[str, ...], given: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    from plotly.subplots import make_subplots
+
+    made = make_subplots(1, len(titles), shared_yaxes=True, column_titles=list(titles), **dict(given))
+    made.update_annotations(font_size=12)
+    return {k: v for k, v in made.layout.to_plotly_json().items() if k != "template"}
+
+
+def _axes(panel: int) -> dict[str, str]:
+    """The axes of the traces of a panel, counted from 0."""
+    number = str(panel + 1) if panel else ""
+    return {"xaxis": f"x{number}", "yaxis": f"y{number}"}
 
 
 # ------------------------------------------------------------------------------------------------ rows to spans
@@ -158,30 +177,21 @@ def spans(reading: Reading, layer: int, head: int, target: str = "") -> go.Figur
 
     target  one of the reading's targets, of the shots on the right; "" takes that of the head that follows most
     """
-    go = style.graph_objects()
-    from plotly.subplots import make_subplots
-
-    data, about = reading.data, reading.about
+    go, data, about = style.graph_objects(), reading.data, reading.about
     target = _known(target or str(data["top_target"].values[0]), data["target"].values, "target")
     names = [f"{r}, {c}" for r in data["row"].values for c in data["control"].values]
     parts = [str(p) for p, some in zip(data["part"].values, _present(reading)) if some]
     share, told, lifts = falls(reading, layer, head, target)
-    made = make_subplots(
-        1, 2, shared_yaxes=True, horizontal_spacing=0.02, column_widths=[0.4, 0.6],
-        column_titles=["share of each part", f"times even attention, each shot's {target}"],
-    )  # fmt: skip
-    made.add_trace(
-        go.Heatmap(
-            z=share, x=["position 0", *parts], y=names, coloraxis="coloraxis", xgap=1, ygap=1, customdata=told,
-            hovertemplate="%{y} → %{x}<br>%{customdata}<extra></extra>",
-        ), row=1, col=1,
-    )  # fmt: skip
-    made.add_trace(
-        go.Heatmap(
-            z=lifts, x=data["shot"].values + 1, y=names, coloraxis="coloraxis2", xgap=1, ygap=1,
-            hovertemplate="%{y} → shot %{x}<br>%{z:.2f} times even<extra></extra>",
-        ), row=1, col=2,
-    )  # fmt: skip
+    traces = [
+        {
+            "type": "heatmap", "z": share, "x": ["position 0", *parts], "y": names, "coloraxis": "coloraxis", "xgap": 1, "ygap": 1, "customdata": told,
+            "hovertemplate": "%{y} → %{x}<br>%{customdata}<extra></extra>", **_axes(0),
+        },
+        {
+            "type": "heatmap", "z": lifts, "x": data["shot"].values + 1, "y": names, "coloraxis": "coloraxis2", "xgap": 1, "ygap": 1,
+            "hovertemplate": "%{y} → shot %{x}<br>%{z:.2f} times even<extra></extra>", **_axes(1),
+        },
+    ]  # fmt: skip
     bar = {
         "orientation": "h",
         "thickness": 10,
@@ -192,20 +202,22 @@ def spans(reading: Reading, layer: int, head: int, target: str = "") -> go.Figur
         "nticks": 5,
         "title": None,
     }
-    made.update_layout(
-        coloraxis={"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {**bar, "len": 0.36, "x": 0.2, "tickformat": ".0%"}},
-        coloraxis2={"colorscale": "Cividis", "cmin": 0, "cmax": most(lifts), "colorbar": {**bar, "len": 0.52, "x": 0.7}},
-    )  # fmt: skip
-    made.update_yaxes(autorange="reversed", showgrid=False, ticksuffix=" ")
-    made.update_xaxes(showgrid=False, tickangle=-40, row=1, col=1)
-    made.update_xaxes(showgrid=False, title="place of the shot", title_standoff=4, row=1, col=2)
+    titles = ("share of each part", f"times even attention, each shot's {target}")
+    layout = _side_by_side(titles, horizontal_spacing=0.02, column_widths=(0.4, 0.6))
+    layout["coloraxis"] = {"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {**bar, "len": 0.36, "x": 0.2, "tickformat": ".0%"}}  # fmt: skip
+    layout["coloraxis2"] = {"colorscale": "Cividis", "cmin": 0, "cmax": most(lifts), "colorbar": {**bar, "len": 0.52, "x": 0.7}}  # fmt: skip
+    for key in ("yaxis", "yaxis2"):
+        layout[key] |= {"autorange": "reversed", "showgrid": False, "ticksuffix": " "}
+    layout["xaxis"] |= {"showgrid": False, "tickangle": -40}
+    layout["xaxis2"] |= {"showgrid": False, "title": {"text": "place of the shot", "standoff": 4}}
+    made = go.Figure(traces, layout)
     caption = (
         f"n = {about['n']}; means. From where, under which vectors (down), to which part and shot (across). Shares are of all but position 0, whose "
         "share of everything is the first column; their 95 % intervals stand in the hover."
     )
     style.finish(made, f"Block {layer}, head {head}: from its rows to the prompt", caption, 34 * len(names) + 40)
-    made.update_annotations(font_size=12)
-    made.update_layout(margin_b=104, margin_t=made.layout.margin.t + 14, height=made.layout.height + 66)
+    made.layout.margin.update(b=104, t=made.layout.margin.t + 14)
+    made.layout.height += 66
     return made
 
 
@@ -287,39 +299,35 @@ def arcs(
     shade, bar = _shades(found)
     x = np.arange(1, k + 1)
     shapes = [*_bows(found.real, shade, most, 1), *_bows(found.null, shade, most, -1)]
-    made = go.Figure(layout={"shapes": shapes})
     ring = ([shot + 1], [0]) if 0 <= shot < k else ([], [])
-    made.add_trace(
-        go.Scatter(
-            x=ring[0],
-            y=ring[1],
-            mode="markers",
-            marker={**RING, "symbol": "circle-open", "size": 22},
-            hoverinfo="skip",
-            meta="pinned",
-        )
-    )
-    made.add_trace(
-        go.Scatter(
-            x=x, y=np.zeros(k), mode="markers", customdata=_of_shots(found, null), hovertemplate="%{customdata}<extra></extra>",
-            marker={"size": 13, "symbol": "circle", "line": {"width": 1.5, "color": style.LINE}, **bar}, meta="shots",
-        )
-    )  # fmt: skip
     asks = f"<b>the query</b><br>{style.safe(query, 50)}"
-    made.add_trace(
-        go.Scatter(
-            x=[k + 1], y=[0], mode="markers", marker={"size": 16, "symbol": "star-diamond", "color": style.VERMILLION}, customdata=[asks],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    )  # fmt: skip
+    traces: list[dict[str, Any]] = [
+        {
+            "x": ring[0], "y": ring[1], "mode": "markers", "marker": {**RING, "symbol": "circle-open", "size": 22}, "hoverinfo": "skip", "meta": "pinned"
+        },
+        {
+            "x": x, "y": np.zeros(k), "mode": "markers", "customdata": _of_shots(found, null), "hovertemplate": "%{customdata}<extra></extra>",
+            "marker": {"size": 13, "symbol": "circle", "line": {"width": 1.5, "color": style.LINE}, **bar}, "meta": "shots",
+        },
+        {
+            "x": [k + 1], "y": [0], "mode": "markers", "marker": {"size": 16, "symbol": "star-diamond", "color": style.VERMILLION},
+            "customdata": [asks], "hovertemplate": "%{customdata}<extra></extra>",
+        },
+    ]  # fmt: skip
     ticks = [f"{i}: {style.safe(lab, 6)}" for i, lab in zip(x, found.labels)] if found.labels else list(map(str, x))
-    made.update_xaxes(
-        tickvals=[*x, k + 1], ticktext=[*ticks, "query"], tickangle=-60, range=[0.2, k + 1.8], showgrid=False, zeroline=False,
-        title="place of the shot: its label" if found.labels else "place of the shot", title_standoff=6,
-    )  # fmt: skip
-    made.update_yaxes(range=[-1.12, 1.12], showticklabels=False, showgrid=False, zeroline=True)
-    for y, words in ((1.04, _words("real")), (-1.04, f"{_words(null)} (null)" if null else "")):
-        made.add_annotation(x=0.3, y=y, text=f"<b>{words}</b>", showarrow=False, xanchor="left", font_size=12)
+    across = {
+        "tickvals": [*x, k + 1], "ticktext": [*ticks, "query"], "tickangle": -60, "range": [0.2, k + 1.8], "showgrid": False, "zeroline": False,
+        "title": {"text": "place of the shot: its label" if found.labels else "place of the shot", "standoff": 6},
+    }  # fmt: skip
+    up = {"range": [-1.12, 1.12], "showticklabels": False, "showgrid": False, "zeroline": True}
+    words = [
+        {"x": 0.3, "y": y, "text": f"<b>{words}</b>", "showarrow": False, "xanchor": "left", "font": {"size": 12}}
+        for y, words in ((1.04, _words("real")), (-1.04, f"{_words(null)} (null)" if null else ""))
+    ]
+    made = go.Figure(
+        [{"type": "scatter", **t} for t in traces],
+        {"shapes": shapes, "xaxis": across, "yaxis": up, "annotations": words},
+    )
     style.finish(made, f"Block {layer}, head {head}: from the query to its shots", _arcs_caption(reading, found, query, most, (layer, head, row, target, null)), 340)  # fmt: skip
     return made
 

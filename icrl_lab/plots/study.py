@@ -298,6 +298,7 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
             y=items["prediction"],
             mode="markers",
             marker={"color": style.BLUE, "size": 8, "opacity": 0.8, "symbol": "circle"},
+            ids=[str(i) for i in items.index],
             text=[style.safe(i, 60) for i in items.index],
             hovertemplate="%{text}<br>measured %{x:.3g}, predicted %{y:.3g}<extra></extra>",
         )

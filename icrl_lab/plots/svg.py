@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INK = "#666"
 SIZE = 700
-LONGEST = 26  # characters of a tick label
+LONGEST = 30  # characters of a tick label
 
 
 @dataclass
@@ -341,7 +341,7 @@ def _frame(axes: dict[str, Axis]) -> Iterator[str]:
 def _notes(notes: Any, axes: dict[str, Axis], box: tuple[float, float, float, float]) -> Iterator[str]:
     left, top, right, bottom = box
     for note in notes:
-        x, y = note.get("xref", "paper"), note.get("yref", "paper")
+        x, y = note.get("xref") or "x", note.get("yref") or "y"  # plotly's own default where a figure has axes
         if note.get("text") is None or note.get("x") is None or note.get("y") is None:
             continue
         px = (

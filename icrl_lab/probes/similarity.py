@@ -87,7 +87,7 @@ def similarity(
     measures  of similarity: "cosine" of the encoder's vectors, "tanimoto" of Morgan fingerprints; None: both for molecules
     counts    numbers of shots for the curves; None: 1, 5, 10, 20, as far as pool and context hold them
     curves    selections, by cosine, that are followed over counts
-    orders    random orders of the same shots, for the split of variance
+    orders    random orders of the same shots, for the split of variance; with fewer than 2 it is not split, and not asked for
     shots, order  None: the first of the plan. An order that looks at the query shares no prefix, as "nearest" does not
 
     In the reading, over metric, selection and `by` (real, noise, text, then the predictors): `score`, the arm's `gain` over each of
@@ -112,7 +112,8 @@ def similarity(
         coords |= {"curve": followed, "count": list(counts)}
     whole = next((n for n in (study.plan.selection[0], *names) if not room.needs_query(n)), names[0])
     _influences(arrays, ask, whole)
-    told = shares(arrays, coords, _ordered(ask, [n for n in names if not n.endswith("-tanimoto")], orders))
+    by_cosine = [n for n in names if not n.endswith("-tanimoto")]
+    told = shares(arrays, coords, _ordered(ask, by_cosine, orders) if orders > 1 else {})
     _neighbours(arrays, ask, first)
     data = beside.dataset(arrays, coords)
     about = {

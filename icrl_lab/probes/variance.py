@@ -64,7 +64,7 @@ def split(table: Array, *, draws: int = 4000, seed: int = 0) -> Split:
 def shares(arrays: dict[str, Any], coords: dict[str, Any], tables: dict[str, Array]) -> dict[str, Any]:
     """Adds `share` (control, source) of each control's table (A, S, O, Q) with its interval to a reading's arrays and coords, and
     returns what `about` says of it; nothing but why, where there are too few seeds or orders."""
-    if any(min(t.shape[1:]) < 2 for t in tables.values()):
+    if not tables or any(min(t.shape[1:]) < 2 for t in tables.values()):
         return {"variance": "not split: that takes at least 2 seeds, 2 orders and 2 queries"}
     found = {name: split(table) for name, table in tables.items()}
     coords["source"] = list(next(iter(found.values())).sources)

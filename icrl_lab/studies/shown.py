@@ -90,7 +90,9 @@ class Kept:
     @property
     def axes(self) -> Mapping[str, tuple[Any, ...]]:
         rest = {name: (value,) for name, value in self.data["condition"].items()}
-        return {"with_text": tuple(dict.fromkeys(cell["with_text"] for cell in self.data["cells"])), **rest}
+        cells = self.data["cells"]
+        vectors = [cell for cell in cells if any(cell["norms"])] or cells  # an arm of text has its text in any case
+        return {"with_text": tuple(dict.fromkeys(cell["with_text"] for cell in vectors)), **rest}
 
     @property
     def queries(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import ipywidgets as w
 from icrl_lab.plots import attention as whole
 from icrl_lab.plots import heads as plots
 from icrl_lab.plots.molecules import drawing
-from icrl_lab.widgets.base import View, guarded, redraw
+from icrl_lab.widgets.base import View, changing, clicked, guarded, pointed, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.selection import Selection
 
@@ -136,7 +136,7 @@ class AttentionView(View):
         self.query.value = self.asked()
         place = (layer, head, self.asked())
         if place != self._place:
-            with self.overview.batch_update():
+            with changing(self.overview):
                 for trace in self.overview.data:
                     if trace.meta == "selected":
                         trace.x, trace.y = (layer,), (head,)
@@ -148,14 +148,15 @@ class AttentionView(View):
         ring = next(trace for trace in self.arcs.data if trace.meta == "pinned")
         shown = (self.selection.shot + 1,) if 0 <= self.selection.shot < self.reading.data.sizes["shot"] else ()
         if tuple(ring.x or ()) != shown:
-            ring.update(x=shown, y=(0,) * len(shown))
+            with changing(self.arcs):
+                ring.update(x=shown, y=(0,) * len(shown))
         self._show(self.selection.shot)
         self.say(self._missing())
 
     def _update_spans(self, layer: int, head: int) -> None:
         """Only what differs from head to head: a figure made anew takes a tenth of a second."""
         share, told, lifts = plots.falls(self.reading, layer, head, self.target.value)
-        with self.spans.batch_update():
+        with changing(self.spans):
             self.spans.data[0].update(z=share, customdata=told)
             self.spans.data[1].update(z=lifts)
             self.spans.layout.coloraxis2.cmax = plots.most(lifts)
@@ -216,23 +217,17 @@ class AttentionView(View):
         shots.on_hover(self._pointed)
         shots.on_click(self._pinned)
 
-    # plotly calls the handlers of every trace at each click, with no points for those that were not hit: a message stays then
-
+    @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:
-        if points.xs:
-            self._go(int(points.xs[0]), int(points.ys[0]))
+        self.selection.layer, self.selection.head = int(points.xs[0]), int(points.ys[0])
 
+    @clicked
     def _pinned(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self.pin(int(points.point_inds[0]))
+        self.pin(int(points.point_inds[0]))
 
+    @pointed
     def _pointed(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self._show(int(points.point_inds[0]))
-
-    @guarded
-    def _go(self, layer: int, head: int) -> None:
-        self.selection.layer, self.selection.head = layer, head
+        self._show(int(points.point_inds[0]))
 
     @guarded
     def pin(self, shot: int) -> None:

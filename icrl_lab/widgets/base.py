@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
@@ -19,12 +21,11 @@ if TYPE_CHECKING:
     from icrl_lab.widgets.selection import Selection
 
 
-def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """A callback of a view: an error is shown in the view and does not break the page."""
-
+def _caught(callback: Callable[..., Any], clears: bool) -> Callable[..., Any]:
     @functools.wraps(callback)
     def safe(self: View, *args: Any, **kwargs: Any) -> Any:
-        self.say("")  # before, and not after: a callback that this one sets off may have something to say
+        if clears:
+            self.say("")  # before, and not after: a callback that this one sets off may have something to say
         try:
             return callback(self, *args, **kwargs)
         except Exception as error:  # whatever it is, the person who clicked must see it
@@ -32,6 +33,33 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
             return None
 
     return safe
+
+
+def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback of a view: an error is shown in the view and does not break the page."""
+    return _caught(callback, clears=True)
+
+
+def clicked(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """What a click on a trace's points does; guarded.
+
+    At each click plotly calls the handlers of every trace, with no points for those that were not hit: then nothing happens, and
+    what another handler said stays.
+    """
+    return _hit(_caught(callback, clears=True))
+
+
+def pointed(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for pointing at a trace's points, and for leaving them, which takes no message away."""
+    return _hit(_caught(callback, clears=False))
+
+
+def _hit(callback: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(callback)
+    def only(self: View, trace: Any, points: Any, state: Any) -> Any:
+        return callback(self, trace, points, state) if points.point_inds else None
+
+    return only
 
 
 class View(w.VBox):
@@ -122,18 +150,62 @@ def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
     return f'<div class="icrl-card" style="max-width:280px;overflow-wrap:anywhere">{shown}<div><b>{name}</b><br>{said}</div></div>'
 
 
-def redraw(shown: Any, figure: go.Figure) -> bool:
-    """Make a FigureWidget show another figure. In place where the traces are of the same kinds, so that click handlers stay;
-    else the traces are replaced. Returns whether they were replaced."""
-    new = figure.to_plotly_json()
-    kinds = [trace.get("type", "scatter") for trace in new["data"]]
+# ------------------------------------------------------------------------------------ figures that change in place
+
+# what a person changed in the browser, and no figure takes back
+OWN = {"uid", "visible", "selectedpoints", "dragmode", "selections"}
+
+
+@contextmanager
+def changing(shown: Any) -> Iterator[None]:
+    """Changes of a FigureWidget, which leave as one message and also reach a page that comes later.
+
+    plotly tells them to the views that are there and to nobody else, so a figure in a tab that opens later would be the first one.
+    While there is no view, a figure's whole state is brought up to date instead.
+    """
     with shown.batch_update():
-        if [trace.type for trace in shown.data] == kinds:
-            for trace, values in zip(shown.data, new["data"]):
-                trace.update(values, overwrite=False)
-            shown.layout.update(new["layout"], overwrite=True)
-            return False
-        shown.data = ()
-        shown.layout.update(new["layout"], overwrite=True)
-    shown.add_traces(list(figure.data))
-    return True
+        yield
+    if not shown._view_count:
+        shown._widget_layout, shown._widget_data = deepcopy(shown._layout_obj._props), deepcopy(shown._data)
+
+
+def redraw(shown: Any, figure: go.Figure) -> bool:
+    """Make a FigureWidget show another figure. In place where the traces are of the same kinds, so that click handlers stay, and
+    then only what differs is sent; else the traces are replaced. Returns whether they were replaced."""
+    same = [trace.type for trace in shown.data] == [trace.type for trace in figure.data]
+    with changing(shown):
+        if same:
+            for trace, new in zip(shown.data, figure.data):
+                trace.update(_changes(trace._props, new._props), overwrite=False)
+        else:
+            shown.data = ()
+        old, new = shown.layout._props, figure.layout._props
+        differs = {name for name in _names(old, new) if not _equal(old.get(name), new.get(name))}
+        shown.layout.update({name: deepcopy(new.get(name)) for name in differs}, overwrite=True)
+    if not same:
+        with changing(shown):
+            shown.add_traces(list(figure.data))
+    return not same
+
+
+def _names(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    return {*old, *new} - (OWN - {*new})
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes the properties `old` to `new`; None takes one away."""
+    out: dict[str, Any] = {}
+    for name in _names(old, new):
+        before, after = old.get(name), new.get(name)
+        if not _equal(before, after):
+            if isinstance(before, Mapping) and isinstance(after, Mapping) and "bdata" not in {*before, *after}:
+                out[name] = _changes(before, after)
+            else:
+                out[name] = deepcopy(after)
+    return out
+
+
+def _equal(one: Any, two: Any) -> bool:
+    from plotly.basedatatypes import BasePlotlyType
+
+    return BasePlotlyType._vals_equal(one, two)

@@ -7,7 +7,9 @@ sooner. What a figure does is plotly's own code, unchanged.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +42,34 @@ def _library() -> Library:
     return Library(code=bundle.read_text(encoding="utf-8"))
 
 
+def _sayable(held: Any) -> Any:
+    """A message with None for what is no number: plotly sends tables as lists, and JSON has no word for NaN."""
+    if isinstance(held, dict):
+        return {key: _sayable(value) for key, value in held.items()}
+    if isinstance(held, (list, tuple)):
+        return [_sayable(value) for value in held]
+    return None if isinstance(held, float) and not isfinite(held) else held
+
+
 @lru_cache(maxsize=1)
 def _figure_class() -> Any:
     class Figure(style.graph_objects().FigureWidget):  # type: ignore[misc]
         _esm = HERE / "figure.js"
         _model_role = t.Unicode("figure").tag(sync=True)
+
+        def _send(self, msg: Any, buffers: Any = None) -> None:
+            super()._send(_sayable(msg), buffers)
+
+        def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
+            """With the figure as it is now: a page that is loaded again asks for it, and plotly would give it as it was made."""
+            state = super().get_state(key, drop_defaults)
+            if key is not None or "_layout_obj" not in self.__dict__:  # being made
+                return state
+            now = {"_widget_layout": self._layout_obj._props, "_widget_data": self._data}
+            for name in now:
+                as_json = self.trait_metadata(name, "to_json", self._trait_to_json)
+                state[name] = as_json(deepcopy(now[name]), self)
+            return state
 
     return Figure
 

@@ -59,7 +59,7 @@ class GeometryView(View):
         for name, callback in (("chosen", self._lassoed), ("pinned", self._clicked), ("pointed", self._pointed)):
             self.scatter.observe(callback, name)
         self.body.children = [
-            w.HBox([self.method, self.position, self.depth, self.colour], layout=WRAP),
+            w.HBox([w.Label("map"), self.method, self.position, self.depth, self.colour], layout=WRAP),
             w.HBox([self.find, self.clear, self.state], layout=WRAP),
             self.above,
             w.HBox([self.scatter, w.VBox([self.pin, self.card])], layout=WRAP),
@@ -72,9 +72,7 @@ class GeometryView(View):
 
     def _controls(self) -> None:
         there = [p for p in POSITIONS if clouds.depths(self.reading, p)]
-        self.method = w.ToggleButtons(
-            options=[(NAMES.get(m, m), m) for m in self.maps], style={"button_width": "70px"}, description="map"
-        )
+        self.method = w.ToggleButtons(options=[(NAMES.get(m, m), m) for m in self.maps], style={"button_width": "70px"})
         self.position = w.Dropdown(options=[(POSITIONS[p], p) for p in there], description="layer space")
         deep = clouds.depths(self.reading, there[0])
         self.depth = w.SelectionSlider(options=deep, value=deep[-1], description="depth")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.plots import order as stored_plots
-from icrl_lab.widgets.base import guarded
+from icrl_lab.widgets.base import guarded, redraw
 from icrl_lab.widgets.shots import ShotsView
 
 ORDERS = {
@@ -43,7 +42,7 @@ class OrderView(ShotsView):
         return list(self.buttons.values())
 
     def refresh(self) -> None:
-        self.shots.unobserve_all("order")  # what is laid out anew has not been dragged
+        self.shots.unobserve(self._reordered, "order")  # what is laid out anew has not been dragged
         super().refresh()
         if self.study is not None:
             self.shots.observe(self._reordered, "order")
@@ -122,8 +121,10 @@ class OrderView(ShotsView):
             f"{c} {float(data['outcome'].sel(control=c)[at]):.3f}" for c in data["control"].values.tolist()
         )
         arm, units = (str(self.reading.about.get(key, "")) for key in ("arm", "units"))
-        self.words.value = f'<p role="status" aria-live="polite">{html.escape(f"Arm {arm}, order {at + 1} of {self.slider.max + 1}: {told} {units}.")}</p>'
-        self.draw(stored_plots.replay(self.reading, self.query.value, self.seed.value, at))
+        line = f"Arm {arm}, order {at + 1} of {self.slider.max + 1}: {told} {units}."
+        own = [str(i) for i in data["shown_item"].values] if "shown_item" in data else []
+        self._say_stored(line, self.predicted(own))
+        redraw(self.figure, stored_plots.replay(self.reading, self.query.value, self.seed.value, at))
 
     @guarded
     def _slid(self, change: Any) -> None:

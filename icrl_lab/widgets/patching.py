@@ -16,7 +16,7 @@ import traitlets as t
 
 from icrl_lab.plots import cells, patching
 from icrl_lab.plots.cells import Sheet
-from icrl_lab.widgets.base import View, guarded, redraw
+from icrl_lab.widgets.base import View, changing, clicked, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 
 if TYPE_CHECKING:
@@ -116,10 +116,10 @@ class PatchingView(View):
         at = self._at()
         if at == self._drawn:
             return
-        with self.map.batch_update():
+        with changing(self.map):
             self.map.data[1].x, self.map.data[1].y = [at[1]], [at[0]]
         data = self.sheet.of(self.reading)
-        with self.cell.batch_update():
+        with changing(self.cell):
             for trace, values in zip(self.cell.data, cells.bars(data, self.sheet, *at)):
                 trace.update(values)
             self.cell.layout.xaxis.range = cells.cell_range(data, self.sheet, *at)
@@ -196,10 +196,9 @@ class PatchingView(View):
                 self.selection.head = int(y)
         self.refresh()
 
-    @guarded
+    @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:
-        if points.xs:
-            self._go(self._xs()[round(points.xs[0])], self._ys()[round(points.ys[0])])
+        self._go(self._xs()[round(points.xs[0])], self._ys()[round(points.ys[0])])
 
     @guarded
     def _slid(self, change: Any) -> None:

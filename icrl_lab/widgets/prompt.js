@@ -46,7 +46,15 @@ function render({ model, el }) {
   const rest = () => {
     const pinned = model.get("pinned");
     const focused = chips.find((chip) => chip.node === document.activeElement);
-    show(focused ? focused.card : pinned.length ? pinned[0] : -1);
+    show(focused ? focused.card : model.get("seen") >= 0 ? model.get("seen") : pinned.length ? pinned[0] : -1);
+  };
+  const bring = () => {
+    // into view of its own box: neither the page nor the focus moves
+    const place = chips.findIndex((chip) => chip.card === model.get("seen"));
+    if (place < 0 || chips[place].node === document.activeElement) return;
+    const [box, node] = [prompt.getBoundingClientRect(), chips[place].node.getBoundingClientRect()];
+    if (node.top < box.top || node.bottom > box.bottom) prompt.scrollTop += node.top - box.top - (box.height - node.height) / 2;
+    if (!prompt.contains(document.activeElement)) reach(place, false);
   };
   const reach = (place, focus) => {
     current = Math.max(0, Math.min(place, chips.length - 1));
@@ -107,19 +115,23 @@ function render({ model, el }) {
     mark();
   };
   draw();
+  requestAnimationFrame(bring); // once it is on the page
   // cards and pieces change together, and a change of one alone could point beside the other: they arrive in one message
   const events = ["change:pieces", "change:cards", "change:tokens"];
   let waiting = false;
   const soon = () => {
     if (waiting) return;
     waiting = true;
-    queueMicrotask(() => ((waiting = false), draw()));
+    queueMicrotask(() => ((waiting = false), draw(), bring()));
   };
   for (const event of events) model.on(event, soon);
+  const turn = () => (rest(), bring());
   model.on("change:pinned", mark);
+  model.on("change:seen", turn);
   return () => {
     for (const event of events) model.off(event, soon);
     model.off("change:pinned", mark);
+    model.off("change:seen", turn);
   };
 }
 

@@ -36,6 +36,7 @@ class Chips(anywidget.AnyWidget):
     pieces  (role, tokens, number of its card or -1, whether it is a chip) of each
     cards   what is told of each shot and query: item, lines, picture, text
     pinned  numbers of the cards that are pinned
+    seen    number of the card that is brought into view and told of while nothing is pointed at; -1 is none
     """
 
     _esm = Path(__file__).with_name("prompt.js")
@@ -43,14 +44,18 @@ class Chips(anywidget.AnyWidget):
     pieces: Any = t.List().tag(sync=True)
     cards: Any = t.List().tag(sync=True)
     pinned: Any = t.List().tag(sync=True)
+    seen = t.Int(-1).tag(sync=True)
     tokens = t.Bool(False).tag(sync=True)
 
 
 class PromptView(View):
-    """The prompt of the selected arm, control and query. A click on an item pins it, and its place where it is a shot."""
+    """The prompt of the selected arm, control and query. A click on an item pins it, and its place where it is a shot.
+
+    What another view pins, an item, a shot or a query, is brought into view.
+    """
 
     title = "The prompt"
-    follows = ("arm", "control", "query", "item")
+    follows = ("arm", "control", "query", "item", "shot")
 
     def __init__(self, result: StudyResult, selection: Selection | None = None, **layout: Any) -> None:
         super().__init__(selection or Selection(result), **layout)
@@ -79,6 +84,7 @@ class PromptView(View):
         self.count = w.HTML()
         self.size = 0
         self._drawn: Any = None
+        self._last = "item"
         for name in ("arm", "control", "query"):
             getattr(self, name).observe(self._chosen, "value")
         for box in (*self.conditions.values(), self.tokens):
@@ -108,7 +114,19 @@ class PromptView(View):
         pinned = [i for i, card in enumerate(self.chips.cards) if card["item"] == s.item]
         if pinned != self.chips.pinned:
             self.chips.pinned = pinned
+        self.chips.seen = self._seen()
         self.count.value = f'<p role="status" style="margin:2px 0">{html.escape(self._told())}</p>'
+
+    def _seen(self) -> int:
+        """The card of what was selected last: the item, the shot or the query; the one that is in view where it is several."""
+        s, cards = self.selection, self.chips.cards
+        if self._last == "shot":
+            found = [i for i, place in enumerate(self.places) if place >= 0 and place % s.shots == s.shot]
+        else:
+            found = [i for i, card in enumerate(cards) if card["item"] and card["item"] == getattr(s, self._last)]
+            if self._last == "query":  # which may be shown before, with its label, too
+                found = [i for i in found if self.places[i] < 0]
+        return self.chips.seen if self.chips.seen in found else (*found, -1)[0]
 
     def _write(self, pieces: Sequence[Piece]) -> None:
         numbers = sorted({p.shot for p in pieces if p.shot is not None and p.item})
@@ -164,7 +182,7 @@ class PromptView(View):
             if chip and role == "slot":
                 name = html.escape(told["item"])
                 seen = (
-                    f'<img height="46" alt="" src="{told["picture"]}" style="background:#eef0f3">'
+                    f'<img alt="" src="{told["picture"]}" style="height:46px;width:auto;vertical-align:middle;background:#eef0f3">'
                     if told["picture"]
                     else ""
                 )
@@ -173,6 +191,12 @@ class PromptView(View):
         return f'<div>{title}{self.count.value}<div style="white-space:pre-wrap;font-family:monospace">{"".join(out)}</div></div>'
 
     # ------------------------------------------------------------------------------------ what is clicked
+
+    @guarded
+    def _moved(self, change: Any) -> None:
+        if change is not None and change.name in ("item", "shot", "query"):
+            self._last = change.name
+        self.refresh()
 
     @guarded
     def _chosen(self, change: Any) -> None:
@@ -191,6 +215,7 @@ class PromptView(View):
     def pin(self, number: int) -> None:
         """Select the item of a card, and its place where it is a shot."""
         card, place = self.chips.cards[number], self.places[number]
+        self.chips.seen = number
         self.selection.item = card["item"]
         if place >= 0:
             self.selection.shot = place % self.selection.shots  # shots that are repeated are the same shots

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from icrl_lab.widgets.base import View, guarded, redraw
+from icrl_lab.widgets.base import View, clicked, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ class ReadingView(View):
         if redraw(self.figure, self.drawn[change.new]):
             self._listen()
 
-    @guarded
+    @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:
-        if points.xs:
-            CLICKS[self.reading.question](self.selection, points.xs[0], points.ys[0])
+        CLICKS[self.reading.question](self.selection, points.xs[0], points.ys[0])
 
 
 def _sentences(sentences: Sequence[Any]) -> str:

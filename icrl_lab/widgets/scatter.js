@@ -26,7 +26,10 @@ function stamp(colour, shape, radius, ratio) {
   pen.scale(ratio, ratio);
   outline(pen, shape, side / 2, side / 2, radius);
   if (shape === "x" || shape === "cross") { pen.strokeStyle = colour; pen.lineWidth = 1.8; pen.stroke(); }
-  else { pen.fillStyle = colour; pen.fill(); }
+  else { // the edge keeps dark points on a dark page, and light ones on a light page, in sight
+    pen.fillStyle = colour; pen.fill();
+    pen.strokeStyle = "rgba(128,128,128,.9)"; pen.lineWidth = radius > 2.5 ? 0.9 : 0.5; pen.stroke();
+  }
   return { made, side };
 }
 

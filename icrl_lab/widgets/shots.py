@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,12 +167,6 @@ class ShotsView(View):
     def _empty(self) -> go.Figure:
         return style.finish(style.graph_objects().Figure(), "What the model answers", "Nothing was asked yet.", 60)
 
-    def draw(self, figure: go.Figure) -> None:
-        """Show a figure; also to a page that comes to see it later: plotly tells changes only to pages that are there."""
-        redraw(self.figure, figure)
-        self.figure._widget_layout = deepcopy(self.figure._layout_obj._props)
-        self.figure._widget_data = deepcopy(self.figure._data)
-
     def refresh(self) -> None:
         chosen = self.selection.query if self.selection.query in self.query.options else None
         self.query.unobserve(self._picked, "value")  # it follows the selection here, nobody chose it
@@ -197,7 +190,7 @@ class ShotsView(View):
         """What is said of a query that there is nothing to show of."""
         self.shots.show([])
         self.words.value = ""
-        self.draw(self._empty())
+        redraw(self.figure, self._empty())
         if self.selection.query and self.study is None:
             none = "Nothing was stored of this question; add it to [probes] in the study file."
             self.say(
@@ -230,10 +223,36 @@ class ShotsView(View):
         }
 
     def item(self, name: str, label: str, note: str) -> dict[str, str]:
-        """An item of a stored run as a card."""
+        """An item of a stored run as a card; a true label is followed by the number that it stands for, as where the model is there."""
         rows = self.result.items
         found = rows[rows["id"].astype(str) == name] if len(rows) else rows
+        assert self.reading is not None
+        if len(found) and self.reading.about.get("labels") == "true" and found["target"].dtype.kind == "f":
+            label = f"{label} = {found['target'].iloc[0]:.2f}"
         return self._card(name, str(found["text"].iloc[0]) if len(found) and "text" in found else name, label, note)
+
+    def predicted(self, items: Sequence[str]) -> str:
+        """What the run itself predicted from these shots in this order, with the interval that it stored, in words; "" of classes."""
+        assert self.reading is not None
+        about, units = self.reading.about, self.reading.about.get("units", "")
+        frame = self.result.predictions
+        mine = (frame["item"] == self.query.value) & (frame["seed"] == self.seed.value) & (frame["status"] == "ok")
+        frame = frame[mine & (frame["labels"] == about.get("labels")) & (frame["shot_items"] == ";".join(items))]
+        if self.result.predictions["target"].dtype.kind not in "fi":
+            return ""
+        told = []
+        for control in self._coordinate("control"):
+            arm, name = ("text", "real") if control == "text" else (about.get("arm"), control)
+            rows = frame[(frame["arm"] == arm) & (frame["control"] == name)]
+            if control != "text":
+                rows = rows[rows["with_text"] == about.get("with_text")]
+            if len(rows):
+                value, low, high = (float(rows[n].iloc[0]) for n in ("prediction", "lower", "upper"))
+                told.append(f"{control} {value:.3f} [{low:.3f}, {high:.3f}]")
+        if not told:
+            return "The run itself predicted nothing from just these shots, so that no predictive interval of it is stored."
+        bars = "brackets: 0.025 to 0.975 quantiles of the predictive distribution, no error of the estimate"
+        return f"The run's own prediction from these shots, in its own order: {', '.join(told)} {units} ({bars})."
 
     def labels(self) -> list[str]:
         """What each of `chosen` is shown with, and of a number what it stands for, in the task's units."""
@@ -251,6 +270,10 @@ class ShotsView(View):
         """Position in the task of the query."""
         assert self.study is not None
         return live.position(self.study, self.query.value)
+
+    def _say_stored(self, *lines: str) -> None:
+        said = "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        self.words.value = f'<div role="status" aria-live="polite">{said}</div>'
 
     def _queries(self) -> list[str]:
         return list(self.selection.queries) if self.study is not None else self._coordinate("query")
@@ -308,7 +331,7 @@ class ShotsView(View):
         truth: Any = float(task.targets[self.at]) if task.targets is not None else task.labels[self.at]  # type: ignore[index]
         changed = {} if now is before else before
         caption = f"{first.arm}, seed {first.seed}, {len(first.shots)} shots."
-        self.draw(plots.answers(changed, now, truth, caption))
+        redraw(self.figure, plots.answers(changed, now, truth, caption))
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in live.says(changed, now, self.what_moved(), truth))
         self.words.value = f'<ul role="status" aria-live="polite">{lines}</ul>'
         places = {p: i for i, p in enumerate(first.shots.tolist())}

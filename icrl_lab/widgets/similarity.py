@@ -5,7 +5,6 @@ Near shots have labels near the query's own: what the mean of the shown labels s
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.plots import similarity as stored_plots
-from icrl_lab.widgets.base import guarded
+from icrl_lab.widgets.base import guarded, redraw
 from icrl_lab.widgets.live import Runner
 from icrl_lab.widgets.shots import ShotsView
 
@@ -145,8 +144,9 @@ class SimilarityView(ShotsView):
                 f"{name} of the shots {value:.3f}" if isinstance(value, float) else f"{name} of the shots {value}"
             )
         line = f"Arm {self.reading.about.get('arm', '')}, {self.which.value} shots: {', '.join(told)} {units}; true: {data['target'].item()}."
-        self.words.value = f'<p role="status" aria-live="polite">{html.escape(line)}</p>'
-        self.draw(stored_plots.replay(self.reading, self.query.value, self.seed.value, self.which.value))
+        own = [str(i) for i in data["shown_item"].values] if "shown_item" in data else []
+        self._say_stored(line, self.predicted(own))
+        redraw(self.figure, stored_plots.replay(self.reading, self.query.value, self.seed.value, self.which.value))
 
     def _stood(self, data: Any) -> list[dict[str, str]]:
         """The cards of a stored selection; of a reading that kept no shots, the query's neighbours."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import ipywidgets as w
 
 from icrl_lab.plots import study as plots
 from icrl_lab.plots import style
-from icrl_lab.widgets.base import View, card, guarded, redraw
+from icrl_lab.widgets.base import View, card, clicked, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.selection import Selection
 
@@ -123,7 +122,7 @@ class StudyView(View):
     def _listen(self) -> None:
         """A click on a large point of the parity plot pins its item."""
         for trace in self.parity_figure.data:
-            if trace.text is not None:
+            if trace.ids is not None:
                 trace.on_click(self._clicked)
 
     @guarded
@@ -139,7 +138,6 @@ class StudyView(View):
         if change.new:
             self.selection.query = change.new
 
-    @guarded
+    @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self.selection.query = html.unescape(trace.text[points.point_inds[0]])
+        self.selection.query = trace.ids[points.point_inds[0]]

@@ -35,7 +35,7 @@ with_text = false
 labels = "true"
 shots = 6
 seeds = 2
-queries = 16
+queries = 24
 label_format = "letter"
 slot_scale = 1.0
 [probes]

@@ -93,8 +93,8 @@ def test_a_tab_shows_its_view(dash, name):
     arm = status(dash)
     dash.get_by_role("tab", name=name, exact=True).click()
     dash.get_by_text(HEADINGS[name]).first.wait_for(state="attached")
-    panel = dash.locator(".jp-TabPanel, .lm-TabPanel, .widget-tab-contents, .jupyter-widget-tab-contents").last
-    panel.locator(".js-plotly-plot .main-svg").first.wait_for()
+    # two figures of the study, and one at least of the tab
+    dash.wait_for_function("[...document.querySelectorAll('.js-plotly-plot')].filter(p => p.offsetParent).length >= 3")
     assert status(dash) == arm
 
 
