@@ -357,3 +357,18 @@ def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():
     redraw(shown, go.Figure(go.Scatter(x=[1, 2, 3], y=[3, 2, 2]), {"title": "new"}))
     state = shown.get_state()
     assert state["_widget_layout"]["title"]["text"] == "new" and list(state["_widget_data"][0]["y"]) == [3, 2, 2]
+
+
+def test_a_reading_alone_has_its_view():
+    """Without the run, a selection of what the reading names: nothing else can be chosen, and a click still moves it."""
+    from tests.test_widgets_patching import restoring
+
+    one = restoring()
+    view = one.widget()
+    assert type(view).__name__ == "PatchingView" and view.selection.arms == (one.about["arm"],)
+    asked = tuple(map(str, one.data["query"].values)) if "query" in one.data.coords else view.selection.queries
+    assert view.selection.queries == asked and len(view.selection.to_dataframe()) == len(asked)
+    with pytest.raises(t.TraitError, match="is not in this run"):
+        view.selection.query = "nobody"
+    other = one.widget(view.selection)
+    assert other.selection is view.selection

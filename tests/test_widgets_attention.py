@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from traitlets import TraitError
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import attention as whole
@@ -289,3 +290,15 @@ def test_a_change_is_fast():
     for name in [*list(seen.quantities)[1:], next(iter(seen.quantities))]:
         assert calls(lambda: setattr(seen.quantity, "value", name)) < 130_000  # noqa: B023
         assert seen.overview.layout.title.text.count(name[1:]) == 1 and seen.message.value == ""
+
+
+def test_a_reading_alone_has_its_view_and_its_limits():
+    found = reading()
+    seen = found.widget()
+    assert isinstance(seen, AttentionView) and seen.selection.queries == tuple(found.data["query"].values)
+    seen.selection.layer, seen.selection.head = found.data.sizes["layer"] - 1, found.data.sizes["head"] - 1
+    assert seen.message.value == ""
+    with pytest.raises(TraitError, match="head must be from 0 to"):
+        seen.selection.head = found.data.sizes["head"]
+    with_text = {str(i) for i in found.data["query"].values}
+    assert with_text <= seen.selection.known

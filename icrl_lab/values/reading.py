@@ -88,6 +88,12 @@ class Reading:
 
         return import_module(f"icrl_lab.plots.{self.question}").figure(self, **options)
 
+    def widget(self, selection: Any = None) -> Any:
+        """The question's view. selection: the page's `widgets.Selection`; None makes one of what the reading itself names."""
+        from icrl_lab.widgets.dashboard import view_of_reading
+
+        return view_of_reading(self, selection)
+
     def save(self, path: str | Path) -> None:
         """Write one netCDF file that holds arrays, axes and `about`, with a checksum behind it.
 

@@ -21,9 +21,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from icrl_lab.widgets.selection import Selection
 
-_HOME = {"Selection": "selection"}
+_HOME = {
+    "Selection": "selection",
+    "Dashboard": "dashboard",
+    **{f"{name.title()}View": name for name in ("prompt", "attention", "geometry", "patching", "order", "similarity", "study")},
+}  # fmt: skip
 
-__all__ = ["Selection"]
+__all__ = [
+    "AttentionView",
+    "Dashboard",
+    "GeometryView",
+    "OrderView",
+    "PatchingView",
+    "PromptView",
+    "Selection",
+    "SimilarityView",
+    "StudyView",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from icrl_lab.widgets.base import View, guarded
-from icrl_lab.widgets.selection import Selection
+from icrl_lab.widgets.selection import Selection, sizes_of
 from icrl_lab.widgets.study import StudyView
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Dashboard(View):
         about = result.manifest["task"]
         self.title = f"{about.get('name', 'run')}: does the model use the vectors?"
         self.readings = result.readings()
-        sizes = _sizes(self.readings)
+        sizes: dict[str, int] = next(filter(None, map(sizes_of, self.readings.values())), {})
         super().__init__(selection or Selection(result, **sizes), **layout)
         self.study = StudyView(result, self.selection)
         self.views: dict[str, View] = {}
@@ -85,22 +85,28 @@ class Dashboard(View):
         self.where.value = f'<div role="status" aria-live="polite">selected: {words}</div>'
 
 
-def _sizes(readings: dict[str, Any]) -> dict[str, int]:
-    """Blocks and heads of the run's model, where a reading says so."""
-    for reading in readings.values():
-        sizes = reading.data.sizes
-        if "layer" in sizes and "head" in sizes:
-            return {"layers": int(sizes["layer"]), "heads": int(sizes["head"])}
-    return {}
-
-
 def view_of(name: str, result: StudyResult, reading: Any, selection: Selection) -> View:
-    """The view of a question, or of the prompt; `reading` is None where the run has none. A question without a view of its own has that of any reading."""
-    if name == "prompt":
-        from icrl_lab.widgets.prompt import PromptView
-
-        return PromptView(result, selection)
+    """The view of a question of a run, or of its prompts; `reading` is None where the run has none."""
     match name:
+        case "prompt":
+            from icrl_lab.widgets.prompt import PromptView
+
+            return PromptView(result, selection)
+        case "order":
+            from icrl_lab.widgets.order import OrderView
+
+            return OrderView(result, selection)
+        case "similarity":
+            from icrl_lab.widgets.similarity import SimilarityView
+
+            return SimilarityView(result, selection)
+    return view_of_reading(reading, selection, result)
+
+
+def view_of_reading(reading: Any, selection: Selection | None = None, result: StudyResult | None = None) -> View:
+    """The view of a reading. A question without a view of its own, or one that needs its run, has that of any reading."""
+    selection = selection or Selection.of_reading(reading)
+    match reading.question:
         case "attention":
             from icrl_lab.widgets.attention import AttentionView
 
@@ -113,14 +119,6 @@ def view_of(name: str, result: StudyResult, reading: Any, selection: Selection) 
             from icrl_lab.widgets.patching import PatchingView
 
             return PatchingView(reading, selection)
-        case "order":
-            from icrl_lab.widgets.order import OrderView
-
-            return OrderView(result, selection)
-        case "similarity":
-            from icrl_lab.widgets.similarity import SimilarityView
-
-            return SimilarityView(result, selection)
     from icrl_lab.widgets.reading import ReadingView
 
     return ReadingView(reading, selection)

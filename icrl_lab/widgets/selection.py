@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from icrl_lab.studies import StudyResult
+    from icrl_lab.values import Reading
 
 
 class Selection(t.HasTraits):
@@ -53,6 +54,11 @@ class Selection(t.HasTraits):
         with_slots = frame.loc[frame["control"] != "real", "arm"]
         arm = str(with_slots.iloc[0]) if len(with_slots) else self.arms[0]
         super().__init__(**{"arm": arm, "control": real, "query": self.queries[0], **chosen})
+
+    @classmethod
+    def of_reading(cls, reading: Reading) -> Selection:
+        """The selection of a reading whose run is not at hand: of its arm, controls, queries and items, and no predictions."""
+        return cls(_Alone(reading), **sizes_of(reading))  # type: ignore[arg-type]
 
     @t.validate("arm", "control")
     def _named(self, proposal: Any) -> str:
@@ -104,3 +110,30 @@ class Selection(t.HasTraits):
         names = ("arm", "control", "layer", "head", "shot", "query", "item")
         told = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"Selection({told}, {len(self.items)} items)"
+
+
+class _Alone:
+    """As much of a run as a reading tells: what there is to select."""
+
+    def __init__(self, reading: Reading) -> None:
+        import pandas as pd
+
+        data, about = reading.data, reading.about
+        queries = [str(q) for q in data["query"].values] if "query" in data.coords else ["-"]
+        controls = [str(c) for c in data["control"].values] if "control" in data.coords else []
+        named = list(dict.fromkeys(["real", *controls]))
+        rows = [(str(about.get("arm", "-")), c, q, int(about.get("shots", 1))) for c in named for q in queries]
+        self.predictions = pd.DataFrame(rows, columns=["arm", "control", "item", "shots"])
+        text = data["text"].values if "text" in data.coords and data["text"].dims == ("query",) else queries
+        known = {q: str(x) for q, x in zip(queries, text)}
+        for name in ("shot_item", "shown_item"):
+            known |= {str(i): known.get(str(i), str(i)) for i in (data[name].values.ravel() if name in data else ())}
+        self.items = pd.DataFrame({"id": list(known), "text": list(known.values())})
+        self.manifest: dict[str, Any] = {"task": {"name": about.get("task"), "modality": about.get("modality")}}
+
+
+def sizes_of(reading: Reading) -> dict[str, int]:
+    """Blocks and heads of a reading's model, where it says so."""
+    sizes = reading.data.sizes
+    both = "layer" in sizes and "head" in sizes
+    return {"layers": int(sizes["layer"]), "heads": int(sizes["head"])} if both else {}
