@@ -1,5 +1,7 @@
 """Widgets without a browser: traits are set and handlers called; every view of a page agrees; nothing from data is markup."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -372,3 +374,13 @@ def test_a_reading_alone_has_its_view():
         view.selection.query = "nobody"
     other = one.widget(view.selection)
     assert other.selection is view.selection
+
+
+def test_the_first_figure_brings_no_checker_of_addresses():
+    """It costs seconds of the first paint. Who asks for it later gets it: nothing is left in its place."""
+    code = (
+        "import sys; from icrl_lab.widgets.figure import _figure_class; _figure_class()\n"
+        "print('rfc3987_syntax' in sys.modules, 'nbformat' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -7,6 +7,9 @@ sooner. What a figure does is plotly's own code, unchanged.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from math import isfinite
@@ -51,9 +54,27 @@ def _sayable(held: Any) -> Any:
     return None if isinstance(held, float) and not isfinite(held) else held
 
 
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """An optional module that is not loaded yet is taken for missing."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 @lru_cache(maxsize=1)
 def _figure_class() -> Any:
-    class Figure(style.graph_objects().FigureWidget):  # type: ignore[misc]
+    # plotly's widget brings nbformat, that jsonschema, and that a checker of addresses in any script, which builds 38 grammars when it
+    # is imported: seconds of a page's first paint for a check that no notebook asks for
+    with _without("rfc3987_syntax"):
+        widget = style.graph_objects().FigureWidget
+
+    class Figure(widget):  # type: ignore[misc, valid-type]
         _esm = HERE / "figure.js"
         _model_role = t.Unicode("figure").tag(sync=True)
 
