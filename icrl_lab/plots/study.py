@@ -7,6 +7,7 @@ across the figure is there one, below it.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -298,7 +299,7 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
             y=items["prediction"],
             mode="markers",
             marker={"color": style.BLUE, "size": 8, "opacity": 0.8, "symbol": "circle"},
-            ids=[str(i) for i in items.index],
+            ids=[html.escape(str(i)) for i in items.index],  # whole, for a click; the text may be shortened
             text=[style.safe(i, 60) for i in items.index],
             hovertemplate="%{text}<br>measured %{x:.3g}, predicted %{y:.3g}<extra></extra>",
         )

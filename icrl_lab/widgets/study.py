@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -140,4 +141,4 @@ class StudyView(View):
 
     @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:
-        self.selection.query = trace.ids[points.point_inds[0]]
+        self.selection.query = html.unescape(trace.ids[points.point_inds[0]])
