@@ -241,7 +241,8 @@ def _dense_copy(name: str, progress: bool | None) -> Path:
 def _measure(model: Any, threads: int | None) -> tuple[int, dict[str, Any]]:
     """Threads that make a product of this model's size fastest, and tokens/s of its matrix products in float32 and bfloat16.
 
-    A product of 256 tokens with one layer's up-projection is timed (median of 5): it takes 0.1 s and ranks what the model will do.
+    A product of 256 tokens with one layer's up-projection is timed, the counts of threads in turn and each after a product
+    that wakes them, and the least of the rounds taken: a neighbour's burst slows one round, not one count.
     """
     import torch
 
@@ -250,16 +251,18 @@ def _measure(model: Any, threads: int | None) -> tuple[int, dict[str, Any]]:
     parameters = sum(p.numel() for p in model.parameters())
     before = torch.get_num_threads()
 
-    def seconds(count: int, dtype: Any) -> float:
-        torch.set_num_threads(count)
+    def seconds(counts: list[int], dtype: Any) -> dict[int, float]:
         x, w = torch.randn(256, hidden, dtype=dtype), torch.randn(inner, hidden, dtype=dtype)
-        times = []
+        times: dict[int, list[float]] = {n: [] for n in counts}
         for _ in range(6):
-            start = time.perf_counter()
-            for _ in range(4):
+            for n in counts:
+                torch.set_num_threads(n)
                 torch.nn.functional.linear(x, w)
-            times.append((time.perf_counter() - start) / 4)
-        return float(np.median(times[1:]))
+                start = time.perf_counter()
+                for _ in range(4):
+                    torch.nn.functional.linear(x, w)
+                times[n].append((time.perf_counter() - start) / 4)
+        return {n: min(found) for n, found in times.items()}
 
     try:
         possible = (
@@ -267,10 +270,10 @@ def _measure(model: Any, threads: int | None) -> tuple[int, dict[str, Any]]:
             if threads is None
             else [threads]
         )
-        by_threads = {n: seconds(n, torch.float32) for n in possible}
+        by_threads = seconds(possible, torch.float32)
         best = min(by_threads, key=by_threads.__getitem__)
         rate = {
-            str(d).removeprefix("torch."): 256 * hidden * inner / seconds(best, d) / parameters
+            str(d).removeprefix("torch."): 256 * hidden * inner / seconds([best], d)[best] / parameters
             for d in (torch.float32, torch.bfloat16)
         }
     finally:

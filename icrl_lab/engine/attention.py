@@ -261,7 +261,7 @@ def _own(state, layer, query, key, value, scale, window, cap):
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    out, lse = _attend(q, k, v, scale, cap, mask, mask is None)
+    out, lse = _attend(q, k, v, scale, cap, mask, mask is None, sees=True)  # at least itself
     return layout.unfold(out), layout.unfold(lse)
 
 
@@ -281,10 +281,13 @@ def _merge(out_a, lse_a, out_b, lse_b):
     return torch.lerp(out_b.float(), out_a.float(), weight), torch.logaddexp(lse_a, lse_b)
 
 
-def _attend(q, k, v, scale, cap, mask, causal):
-    """softmax(q k' scale) v with its float32 log-sum-exp, by the fastest kernel that gives it."""
-    if cap is None and mask is None and q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+def _attend(q, k, v, scale, cap, mask, causal, sees=False):
+    """softmax(q k' scale) v with its float32 log-sum-exp, by the fastest kernel that gives it. `sees`: no row is masked whole."""
+    if cap is None and (mask is None or sees) and q.device.type == "cpu":
+        added = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=added, scale=scale
+        )
     if (
         cap is None
         and mask is None
