@@ -137,10 +137,48 @@ def test_equal_prompts_are_asked_once_unless_chance_decides(task, vectors, llm, 
     arms = ["text", {"name": "text", "as": "again", "draws": 2}]
     made = study(task, vectors, llm, arms=arms, order="ascending", labels="true", seeds=1, decode=decode, shots=2)
     asked_for = []
-    real = made._ask
-    monkeypatch.setattr(made, "_ask", lambda *a: asked_for.append(a) or real(*a))
+    name = "_score" if decode == "score" else "_ask"
+    real = getattr(made, name)
+    monkeypatch.setattr(made, name, lambda *a: asked_for.append(a) or real(*a))
     made.run(progress=False)
     assert len(asked_for) == times
+
+
+@pytest.mark.parametrize("decode", ["score", "greedy"])
+def test_cells_that_are_asked_together_answer_as_each_alone(task, vectors, llm, decode, monkeypatch):
+    """A run asks short prompts of several draws and cells in one call; what a cell says is what `compute` says of it alone."""
+    arms = ["random-projection", {"name": "moments-vocab", "draws": 3}]
+    plan = dict(arms=arms, controls=["real", "noise"], labels="true", seeds=2, shots=4, queries=5, decode=decode)
+    made, calls = study(task, vectors, llm, **plan), []
+    real = made.engine.run
+    monkeypatch.setattr(
+        made.engine, "run", lambda prompts, *a, **k: calls.append(len(prompts)) or real(prompts, *a, **k)
+    )
+    frame = made.run(progress=False).to_dataframe()
+    if decode == "score":  # 8 cells with 16 draws between them, of which those of a seed fit in one call
+        assert calls == [2 * (1 + 3) * 5] * 2
+    assert (frame["seconds"] > 0).all()
+    alone = pd.concat([study(task, vectors, llm, **plan).compute(cell) for cell in made.cells()])
+    for column in ("prediction", "lower", "upper", "crps"):
+        by = ["arm", "control", "seed", "item"]
+        one, other = (x.set_index(by)[column].sort_index() for x in (frame, alone))
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_that_cannot_be_stops_no_cell_before_it(task, vectors, llm, monkeypatch):
+    made, done = study(task, vectors, llm, arms=["text", "random-projection"], labels="true", seeds=2), []
+    real, last = made.material.rendered, made.cells()[-1]
+
+    def breaks(cell, draw):
+        if cell.key == last.key:
+            raise DataError("this one is too long")
+        return real(cell, draw)
+
+    monkeypatch.setattr(made.material, "rendered", breaks)
+    with pytest.raises(DataError, match="too long"):
+        for cell, _ in made._computed(made.cells(), False):
+            done.append(cell.key)
+    assert done == [c.key for c in made.cells()[:-1]]
 
 
 def test_what_cannot_be_is_found_before_anything_is_computed(task, vectors, llm, tmp_path, monkeypatch):
