@@ -7,9 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-if worker := os.environ.get(
-    "PYTEST_XDIST_WORKER"
-):  # a core of its own: two workers with two threads each wait for each other
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+if worker:  # a core of its own: two workers with two threads each wait for each other
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 

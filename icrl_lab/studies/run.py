@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from icrl_lab.studies.result import StudyResult
 
 TEMPERATURE = 0.6  # of sampled decoding, as in the paper
-AHEAD = 768  # tokens that are asked in one call, of several draws and cells where one has fewer
 
 
 class Study:
@@ -51,7 +50,8 @@ class Study:
         self.plan: PlanSpec = spec.study if spec is not None and not plan else plan_of(plan)
         self.material = Material(task, vectors, llm, self.plan)
         self.vectors = self.material.vectors
-        self._early = 0.0  # seconds that the cell at hand took before its turn
+        self._coming: list[Cell] = []  # what a run computes after the cell at hand
+        self._early = 0.0  # seconds that it took before its turn, less those it took for others
 
     def cells(self) -> list[Cell]:
         """The study's cells, in the order in which they run."""
@@ -107,7 +107,7 @@ class Study:
         """The predictions of one cell, one row a query, in the columns of predictions.parquet."""
         import pandas as pd
 
-        start = time.perf_counter()
+        start, self._early = time.perf_counter(), 0.0
         by_query: dict[int, list[Any]] = {}
         lengths: dict[int, int] = {}
         for draw in range(cell.arm.draws):
@@ -120,7 +120,6 @@ class Study:
             if draw == 0:
                 shown = {q: group for group in groups for q in group.queries}
         seconds = (time.perf_counter() - start + self._early) / len(by_query)
-        self._early = 0.0
         rows = [
             self._row(cell, query, answers.mix(found), shown[query], seconds, lengths[query])
             for query, found in by_query.items()
@@ -140,40 +139,38 @@ class Study:
 
     def _computed(self, todo: list[Cell], progress: bool | None) -> Iterator[tuple[Cell, pd.DataFrame]]:
         """Each cell and its predictions, in order."""
-        asked: set[str] = set()
         for number, cell in enumerate(self._bar(todo, progress)):
-            if cell.key not in asked:
-                asked = self._ask_ahead(todo[number:])
+            self._coming = todo[number + 1 :]
             yield cell, self.compute(cell)
 
-    def _ask_ahead(self, todo: list[Cell]) -> set[str]:
-        """Ask the short prompts of the next cells of one seed together, and keep the answers; the cells' keys. A matrix product of
-        few rows leaves half of a CPU idle, and answers do not depend on the company that their prompts are asked in."""
-        keys: set[str] = set()
-        if self.plan.decode != "score" or self.plan.queries_per_prompt != 1 or self.plan.calibrate:
-            return {todo[0].key}
-        engine, start, tokens = self.engine, time.perf_counter(), 0
-        new: dict[bytes, list[Rendered]] = {}
-        for cell in todo:
-            if tokens >= AHEAD or cell.seed != todo[0].seed:
-                break
+    def _ask_ahead(self, key: bytes, rendered: list[Rendered], cell: Cell, draw: int) -> None:
+        """Score these prompts, and with them those of the next draws and cells of the seed for which the engine's pack has room.
+        A matrix product of few rows leaves half of a CPU idle, and answers do not depend on the company they are asked in."""
+        start, engine = time.perf_counter(), self.engine
+        room = engine.pack - build(all_symbols(rendered)).size
+        new = {key: rendered}
+        coming = [(cell, later) for later in range(draw + 1, cell.arm.draws)]
+        coming += [(c, d) for c in self._coming if c.seed == cell.seed for d in range(c.arm.draws)]
+        for other, later in coming if room > 0 else ():
             try:
-                drawn = [self.material.rendered(cell, draw)[0] for draw in range(cell.arm.draws)]
+                prompts = self.material.rendered(other, later)[0]
             except IcrlError:  # said when its turn comes, and what stands before it is kept
                 break
-            keys.add(cell.key)
-            for prompts in drawn:
-                key = _digest(prompts)
-                if key not in self._seen and key not in new:
-                    new[key] = prompts
-                    tokens += build(all_symbols(prompts)).size
-        found = self._score(engine, [p for prompts in new.values() for p in prompts]) if new else []
+            found = _digest(prompts)
+            if found in self._seen or found in new:
+                continue
+            room -= build(all_symbols(prompts)).size
+            if room < 0:
+                break
+            new[found] = prompts
+        scored = self._score(engine, [p for prompts in new.values() for p in prompts])
         spent, at = time.perf_counter() - start, 0
-        for key, prompts in new.items():
-            self._seen[key] = found[at : at + len(prompts)]
-            self._ahead[key] = spent * len(prompts) / len(found)
+        for found, prompts in new.items():
+            self._seen[found] = scored[at : at + len(prompts)]
             at += len(prompts)
-        return keys or {todo[0].key}
+            if found != key:
+                self._ahead[found] = spent * len(prompts) / len(scored)
+                self._early -= self._ahead[found]
 
     def _answers(self, cell: Cell, rendered: list[Rendered], groups: list[Shots], draw: int) -> list[Any]:
         """An answer a query. Prompts that were asked before (dummy markers of another arm) are not asked again."""
@@ -183,11 +180,12 @@ class Study:
         key = _digest([*rendered, *(p for some in free for p in some)], sampled)
         self._early += self._ahead.pop(key, 0.0)
         if key not in self._seen:
-            self._seen[key] = (
-                self._calibrated(engine, rendered, groups, free)
-                if self.plan.calibrate
-                else self._ask(engine, cell, rendered, sum(len(g.queries) for g in groups), draw)
-            )
+            if self.plan.calibrate:
+                self._seen[key] = self._calibrated(engine, rendered, groups, free)
+            elif self.plan.decode == "score" and self.plan.queries_per_prompt == 1:
+                self._ask_ahead(key, rendered, cell, draw)
+            else:
+                self._seen[key] = self._ask(engine, cell, rendered, sum(len(g.queries) for g in groups), draw)
         return self._seen[key]
 
     def _score(self, engine: Engine, rendered: list[Rendered]) -> list[Any]:
@@ -200,8 +198,6 @@ class Study:
     def _ask(self, engine: Engine, cell: Cell, rendered: list[Rendered], queries: int, draw: int) -> list[Any]:
         tokenizer, fmt, size = self.llm.tokenizer, self.material.format, self.plan.queries_per_prompt
         options = self.task.options
-        if self.plan.decode == "score" and size == 1:
-            return self._score(engine, rendered)
         if fmt is None:
             hot = self._hot(cell, draw, 0)
             return answers.decode_options(engine, rendered, options, tokenizer, **hot)
@@ -340,9 +336,6 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     return Study(task, [vectors, *also], llm, spec=spec)
 
 
-__all__ = ["Arm", "Study", "load"]
-
-
 def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:
     """What these prompts are."""
     key = hashlib.blake2b(digest_size=16)
@@ -350,3 +343,6 @@ def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:
         key.update(prompt.ids.tobytes() + prompt.vectors.tobytes())
     key.update(more.encode())
     return key.digest()
+
+
+__all__ = ["Arm", "Study", "load"]
