@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -163,6 +165,27 @@ def test_cells_that_are_asked_together_answer_as_each_alone(task, vectors, llm, 
         by = ["arm", "control", "seed", "item"]
         one, other = (x.set_index(by)[column].sort_index() for x in (frame, alone))
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("room, most", [(1, 1), (10_000, 8)])
+def test_what_is_asked_ahead_fits_a_pack_and_is_paid_by_its_own_cell(task, vectors, llm, room, most, monkeypatch):
+    """Scoring takes 10 ms a prompt here, of whichever cell: every row takes that a draw, however many were asked at once."""
+    arms = ["random-projection", {"name": "moments-vocab", "draws": 3}]
+    made = study(task, vectors, llm, arms=arms, controls=["real", "noise"], labels="true", seeds=1, shots=4, queries=5)
+    made.engine.pack, real, calls = room, made._score, []
+
+    def slow(engine, prompts):
+        calls.append(len(prompts) // 5)
+        time.sleep(0.01 * len(prompts))
+        return real(engine, prompts)
+
+    monkeypatch.setattr(made, "_score", slow)
+    frame = made.run(progress=False).to_dataframe()
+    assert calls == [most] * (8 // most)
+    assert (frame["seconds"] >= 0.01 * frame["draws"]).all()
+    if most == 8:  # no cell pays for another: those with three draws take about three times as long
+        by = frame.groupby("draws")["seconds"].mean()
+        assert 2 < by[3] / by[1] < 4
 
 
 def test_a_prompt_that_cannot_be_stops_no_cell_before_it(task, vectors, llm, monkeypatch):

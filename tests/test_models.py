@@ -1,0 +1,29 @@
+"""What is measured when a model is loaded."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from icrl_lab import models
+
+
+@pytest.mark.parametrize("cost, best", [({1: 4.0, 2: 3.0}, 2), ({1: 3.0, 2: 4.0}, 1)])
+@pytest.mark.parametrize("burst", [None, range(0, 13), range(14, 29), range(25, 61)])
+def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch, cost, best, burst):
+    """A clock that a product moves on by what it costs with so many threads, and by ten times as much in a burst."""
+    clock, products, threads = [0.0], [0], [1]
+
+    def linear(x, w):
+        products[0] += 1
+        clock[0] += cost[threads[0]] * (10 if burst and products[0] in burst else 1)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: threads.__setitem__(0, n))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    chosen, measured = models._measure(llama.model, None)
+    assert chosen == best and measured["seconds by threads"] == pytest.approx(cost)
+    assert models._measure(llama.model, 2)[0] == 2  # who says how many gets as many
