@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "run the main job on the embedded defaults", "icrl-lab demo --out my-first-run")
     demo.add_argument("--out", metavar="DIR", help="run folder (default: runs/demo-DATE)")
     demo.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    demo.add_argument("--quick", action="store_true", help="fewer seeds, queries and draws: under a minute")
+    demo.add_argument("--quick", action="store_true", help="fewer seeds, queries and draws: about a minute")
 
     run = add("run", _run, "run the study of a study file", "icrl-lab run esol.toml --out runs/esol")
     run.add_argument("study", metavar="STUDY.toml")
