@@ -96,7 +96,7 @@ def _model() -> str:
     name = "smollm2-135m"
     if not (cache_dir("models", name) / "verified").is_file():
         for package, number, _ in fetch.EMBEDDED[name].parts:
-            fetch._locate(package, number)
+            fetch.locate(package, number)
         return f"{name} is not fetched yet ({fetch.EMBEDDED[name].megabytes} MB); the first run fetches it"
     from icrl_lab.models import load_llm
 

