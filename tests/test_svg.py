@@ -4,8 +4,11 @@ import re
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
+from plotly.subplots import make_subplots
 
+from icrl_lab.plots import still
 from icrl_lab.plots.svg import svg
 
 
@@ -33,7 +36,7 @@ def test_a_reversed_axis_and_a_named_axis():
 def test_a_heat_map_is_centred_where_it_says():
     z = np.array([[-1.0, 0.0, 1.0], [0.5, np.nan, -0.5]])
     scale = [[0, "rgb(0,0,255)"], [0.5, "rgb(200,200,200)"], [1, "rgb(255,0,0)"]]
-    page = svg(go.Figure(go.Heatmap(z=z, zmid=0, colorscale=scale)))
+    page = svg(go.Figure(go.Heatmap(z=z, zmid=0, colorscale=scale, showscale=False)))
     fills = re.findall(r'<rect [^>]*fill="([^"]+)"', page)
     assert (
         len(fills) == 5
@@ -71,3 +74,120 @@ def test_nothing_of_the_data_is_markup(place):
         figure = go.Figure(go.Scatter(x=[1, 2, 3], y=[nasty, "b", "c"], mode="markers"))
     page = svg(figure)
     assert "<script" not in page and "<img" not in page and "onerror" not in re.sub(r">[^<]*<", "><", page)
+
+
+def points(page: str, tag: str) -> list[np.ndarray]:
+    """Corners of every polyline or polygon."""
+    return [
+        np.array([pair.split(",") for pair in found.split()], float)
+        for found in re.findall(rf'<{tag} points="([^"]+)"', page)
+    ]
+
+
+def test_a_line_stops_where_a_value_is_missing_and_goes_on_behind_it():
+    x, y = np.arange(7.0), [1, 2, 4, None, 3, 1, 2]
+    apart = points(svg(go.Figure(go.Scatter(x=x, y=y, mode="lines"))), "polyline")
+    assert [len(run) for run in apart] == [3, 3]
+    joined = points(svg(go.Figure(go.Scatter(x=x, y=y, mode="lines", connectgaps=True))), "polyline")
+    assert [len(run) for run in joined] == [6]
+    assert np.allclose(np.vstack(apart), joined[0])
+
+
+def test_marks_outside_a_range_are_cut_at_their_panel():
+    figure = make_subplots(1, 2)
+    figure.add_trace(go.Scatter(x=[0, 1, 50], y=[0, 1, 90], mode="lines"), 1, 1)
+    figure.add_trace(go.Scatter(x=[0, 1, 2], y=[0, 1, 2], mode="lines"), 1, 2)
+    figure.update_xaxes(range=[0, 1], col=1).update_yaxes(range=[0, 1], col=1)
+    panels = re.findall(r'<svg x="([-0-9.]+)" y="[^"]*" width="([-0-9.]+)"[^>]*overflow="hidden">', svg(figure))
+    (left, wide), (right, _) = (tuple(map(float, panel)) for panel in panels)
+    assert left + wide < right < 700
+
+
+def test_axes_that_match_show_one_range():
+    figure = make_subplots(1, 2, shared_yaxes=True)
+    figure.add_trace(go.Scatter(x=[1, 2, 3], y=[0, 5, 10], mode="markers", marker={"color": "#111111"}), 1, 1)
+    figure.add_trace(go.Scatter(x=[1, 2, 3], y=[5, 200, -40], mode="markers", marker={"color": "#222222"}), 1, 2)
+    page = svg(figure)
+    left = [float(y) for y in re.findall(r'cy="([-0-9.]+)" r="[^"]*" fill="#111111"', page)]
+    right = [float(y) for y in re.findall(r'cy="([-0-9.]+)" r="[^"]*" fill="#222222"', page)]
+    assert left[1] == right[0]  # 5 lies at one height in both
+    assert page.count(">200<") == 1  # and the ticks stand at the first alone
+
+
+def test_every_named_trace_is_in_the_legend_and_every_colour_scale_has_its_ends():
+    figure = go.Figure()
+    figure.add_scatter(x=[1, 2], y=[1, 2], name="real <b>&</b>", mode="markers")
+    figure.add_scatter(x=[1, 2], y=[2, 1], name="noise", mode="lines")
+    figure.add_scatter(x=[1, 2], y=[2, 2], name="unnamed one", showlegend=False)
+    figure.add_heatmap(z=[[1, 2, 3.5], [0, 1, 2]], colorbar={"title": "share"})
+    page = svg(figure)
+    assert ">real &amp;<" in page and ">noise<" in page and "unnamed one" not in page
+    assert ">0<" in page and ">3.5 share<" in page
+
+
+@pytest.mark.parametrize("mode", ["group", "stack", "overlay"])
+def test_bars_of_several_traces_stand_as_the_figure_says(mode):
+    figure = go.Figure([go.Bar(x=["a", "b", "c"], y=[1, 2, 3]), go.Bar(x=["a", "b", "c"], y=[2, 1, 4])])
+    figure.update_layout(barmode=mode, showlegend=False)
+    page = svg(figure)
+    x, y, tall = (numbers(page, "rect", name).reshape(2, 3) for name in ("x", "y", "height"))
+    if mode == "group":
+        wide = numbers(page, "rect", "width").reshape(2, 3)
+        assert np.allclose(x[0] + wide[0], x[1], atol=0.2)
+    else:
+        assert np.allclose(x[0], x[1])
+    foot = y[0] if mode == "stack" else y[0] + tall[0]
+    assert np.allclose(y[1] + tall[1], foot, atol=0.2)
+
+
+def test_decades_are_named_and_lie_where_their_values_do():
+    figure = go.Figure(go.Scatter(x=[1, 2, 3, 4], y=[1, 10, 100, 1000], mode="markers"))
+    page = svg(figure.update_yaxes(type="log"))
+    cy = numbers(page, "circle", "cy")
+    assert np.allclose(np.diff(cy), np.diff(cy)[0], atol=0.2)
+    ticks = {
+        word: float(y) - 4 for y, word in re.findall(r'<text x="[^"]*" y="([-0-9.]+)" text-anchor="end">(\d+)<', page)
+    }
+    assert set(ticks) == {"1", "10", "100", "1000"}
+    assert np.allclose([ticks[word] for word in ("1", "10", "100", "1000")], cy, atol=0.2)
+
+
+def test_a_picture_is_drawn_only_if_the_figure_carries_it():
+    figure = go.Figure(go.Scatter(x=[0, 1, 2], y=[0, 1, 3], mode="markers"))
+    for source in ("data:image/svg+xml;base64,PHN2Zy8+", "https://example.org/a.png", "data:text/html,<b>x</b>"):
+        figure.add_layout_image(source=source, xref="x", yref="y", x=0.5, y=2, sizex=1, sizey=1)
+    page = svg(figure)
+    assert page.count("<image ") == 1 and "example.org" not in page and "text/html" not in page
+    assert numbers(page, "image", "width")[0] == pytest.approx(np.diff(numbers(page, "circle", "cx"))[0], abs=0.2)
+
+
+def test_lines_and_areas_on_axes_domains_and_the_whole_plot():
+    figure = go.Figure(go.Scatter(x=[0, 1, 4], y=[0, 1, 3], mode="markers"))
+    figure.add_vline(x=1, line={"color": "#123456", "dash": "dot"})
+    figure.add_shape(
+        type="rect", xref="paper", yref="paper", x0=0, x1=0.5, y0=0, y1=1, fillcolor="#654321", line_width=0
+    )
+    page = svg(figure)
+    (line,) = re.findall(
+        r'<path d="M([-0-9.]+) [-0-9.]+L([-0-9.]+) [-0-9.]+" stroke="#123456"[^>]*stroke-dasharray', page
+    )
+    assert float(line[0]) == float(line[1]) == pytest.approx(numbers(page, "circle", "cx")[1], abs=0.2)
+    assert 'fill="#654321" stroke="none"' in page
+
+
+def test_figures_of_a_notebook_carry_a_picture_and_a_chosen_renderer_is_left_alone(monkeypatch):
+    before = pio.renderers.default
+    try:
+        for chosen, after in (("plotly_mimetype", "plotly_mimetype+icrl-lab"), ("json", "json")):
+            pio.renderers.default = chosen
+            pio.renderers._renderers.pop(still.NAME, None)
+            still.beside()
+            still.beside()
+            assert pio.renderers.default == after
+        figure = go.Figure(go.Scatter(x=[1, 2, 3], y=[1, 3, 2], name="a"))
+        made = pio.renderers[still.NAME].to_mimebundle(figure.to_dict())
+        assert made == {"image/svg+xml": svg(figure)}
+        unknown = go.Figure(go.Scatterpolar(r=[1, 2, 3], theta=[10, 20, 30]))
+        assert pio.renderers[still.NAME].to_mimebundle(unknown.to_dict()) == {}
+    finally:
+        pio.renderers.default = before

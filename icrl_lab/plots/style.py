@@ -44,6 +44,9 @@ def graph_objects() -> Any:
         import plotly.graph_objects as go
     except ImportError:
         raise MissingExtra('figures need plotly: pip install "icrl-lab[figures]"') from None
+    from icrl_lab.plots import still
+
+    still.beside()
     return go
 
 

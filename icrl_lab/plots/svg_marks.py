@@ -1,0 +1,272 @@
+"""The marks of a plain picture: points, lines, bands, intervals, bars and heat maps as elements of SVG.
+
+Text from data is escaped, and a colour that is none is grey: nothing of a figure is markup.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from icrl_lab.plots.svg_axes import LETTER, Axis, lines, number
+
+INK = "#666"
+DASHES = {"dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3", "longdash": "12 5"}
+
+
+def words(x: float, y: float, text: Any, anchor: str = "middle", more: str = "") -> str:
+    """Text at its first line's baseline; a line of plotly's markup is a line here."""
+    rows = lines(text)
+    if len(rows) == 1:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{html.escape(rows[0])}</text>'
+    spans = "".join(
+        f'<tspan x="{x:.1f}" dy="{14 if i else 0}">{html.escape(row)}</tspan>' for i, row in enumerate(rows)
+    )
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{spans}</text>'
+
+
+def safe(colour: Any) -> str:
+    """A colour, or grey for what is none: nothing else may stand in an attribute."""
+    found = re.fullmatch(r"#[0-9A-Fa-f]{3,8}|(rgb|rgba)\([0-9., %]+\)|[a-zA-Z]+", str(colour))
+    return found[0] if found else INK
+
+
+def stroke(line: dict, colour: Any = None) -> str:
+    """Attributes of a line of plotly's."""
+    dash = DASHES.get(str(line.get("dash")))
+    width = number(line.get("width", 1.6))
+    look = f'stroke="{safe(line.get("color") or colour)}" stroke-width="{width if math.isfinite(width) else 1.6:g}"'
+    return look + (f' stroke-dasharray="{dash}"' if dash else "")
+
+
+def _opaque(fill: Any) -> str:
+    """A fill; one without an opacity of its own is thinned."""
+    return f'fill="{safe(fill)}"' + ("" if str(fill).startswith("rgba") else ' fill-opacity="0.25"')
+
+
+# --------------------------------------------------------------------------------------------- points and lines
+
+
+def scatter(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
+    xs, ys = trace.get("x"), trace.get("y")
+    if xs is None or ys is None:
+        return
+    points = [(x.at(a), y.at(b)) for a, b in zip(xs, ys)]
+    mode = trace.get("mode") or "lines+markers"
+    marker, line = trace.get("marker") or {}, trace.get("line") or {}
+    colours = colours_of(marker, len(points), line.get("color"))
+    first = colours[0] if colours else INK
+    runs = _runs(points, bool(trace.get("connectgaps")))
+    if trace.get("fill") in ("toself", "tozeroy"):
+        for run in runs:
+            ends = [(run[-1][0], y.at(0)), (run[0][0], y.at(0))] if trace["fill"] == "tozeroy" else []
+            look = _opaque(trace.get("fillcolor") or line.get("color") or first)
+            yield f'<polygon points="{_path([*run, *ends])}" {look} stroke="none"/>'
+    if "lines" in mode and line.get("width") != 0:
+        for run in runs:
+            yield f'<polyline points="{_path(run)}" fill="none" {stroke(line, first)}/>'
+    yield from _errors(trace, points, colours, x, y)
+    if "markers" in mode and marker.get("opacity") != 0:
+        sizes, symbols = marker.get("size", 7), marker.get("symbol", "circle")
+        edge = marker.get("line") or {}
+        rim = (
+            stroke(edge | {"color": edge["color"]}) if isinstance(edge.get("color"), str) and edge.get("width") else ""
+        )
+        for i, ((a, b), colour) in enumerate(zip(points, colours)):
+            if math.isfinite(a) and math.isfinite(b):
+                yield _point(str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour, rim)
+    if "text" in mode and trace.get("text") is not None:
+        size = number((trace.get("textfont") or {}).get("size", 12))
+        for i, (a, b) in enumerate(points):
+            if math.isfinite(a) and math.isfinite(b):
+                place = str(_of(trace.get("textposition") or "middle center", i))
+                side = {"left": ("end", -7), "right": ("start", 7)}.get(place.split()[-1], ("middle", 0))
+                down = {"top": -8, "bottom": 16}.get(place.split()[0], 4)
+                yield words(a + side[1], b + down, _of(trace["text"], i), side[0], f' font-size="{size:g}"')
+
+
+def _of(value: Any, i: int) -> Any:
+    return value[i] if isinstance(value, (list, tuple, np.ndarray)) else value
+
+
+def _runs(points: list[tuple[float, float]], joined: bool) -> list[list[tuple[float, float]]]:
+    """Stretches of points without a gap."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        if all(map(math.isfinite, point)):
+            runs[-1].append(point)
+        elif runs[-1] and not joined:
+            runs.append([])
+    return [run for run in runs if len(run) > 1]
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+
+
+_OUTLINES = {  # corners of a symbol of radius 1; what is not here is drawn as a circle
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    "triangle-up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+    "triangle-down": ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+}
+_STROKES = {"x": ((-1, -1, 1, 1), (-1, 1, 1, -1)), "cross": ((0, -1.2, 0, 1.2), (-1.2, 0, 1.2, 0))}
+
+
+def _point(symbol: str, a: float, b: float, radius: float, colour: str, rim: str = "") -> str:
+    name = symbol.removesuffix("-open")
+    look = f'fill="none" stroke="{colour}"' if symbol.endswith("-open") else f'fill="{colour}" {rim}'.rstrip()
+    if name in _OUTLINES:
+        corners = _path([(a + radius * u, b + radius * v) for u, v in _OUTLINES[name]])
+        return f'<polygon points="{corners}" {look}/>'
+    if name in _STROKES:
+        parts = (
+            f"M{a + radius * p:.1f} {b + radius * q:.1f}L{a + radius * r:.1f} {b + radius * s:.1f}"
+            for p, q, r, s in _STROKES[name]
+        )
+        return f'<path d="{"".join(parts)}" stroke="{colour}" stroke-width="2" fill="none"/>'
+    return f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{radius:.1f}" {look}/>'
+
+
+def _errors(trace: dict, points: list, colours: Sequence[str], x: Axis, y: Axis) -> Iterator[str]:
+    for letter, axis in (("x", x), ("y", y)):
+        error = trace.get(f"error_{letter}") or {}
+        if error.get("array") is None:
+            continue
+        less = error["array"] if error.get("arrayminus") is None else error["arrayminus"]
+        own = safe(error["color"]) if error.get("color") else None
+        for value, (a, b), up, down, colour in zip(trace[letter], points, error["array"], less, colours):
+            ends = axis.at(number(value) - number(down)), axis.at(number(value) + number(up))
+            if axis.names is not None or not all(map(math.isfinite, (*ends, a, b))):
+                continue
+            at = (ends[0], b, ends[1], b) if letter == "x" else (a, ends[0], a, ends[1])
+            yield '<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" '.format(*at) + f'stroke="{own or colour}"/>'
+
+
+# --------------------------------------------------------------------------------------------- bars and heat maps
+
+
+def bar(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
+    """Bars from their base; `lane` (first, share) of the trace says which part of a category's width is its own."""
+    flat = trace.get("orientation") == "h"
+    along, across = (x, y) if flat else (y, x)
+    places, values = (trace.get("y"), trace.get("x")) if flat else (trace.get("x"), trace.get("y"))
+    if values is None or not len(values):
+        return
+    places = list(range(len(values))) if places is None else places
+    colours = colours_of(trace.get("marker") or {}, len(values), None)
+    unit = abs(across.stop - across.start) / max(abs(across.high - across.low), 1e-9)
+    first, share = trace.get("lane", (0.0, 1.0))
+    width = trace.get("width")
+    thick = unit * (number(width) if width is not None and np.isscalar(width) else 0.72 * share)
+    shift = 0.0 if width is not None else 0.72 * unit * (first + share / 2 - 0.5)
+    shift *= math.copysign(1, across.stop - across.start) * math.copysign(1, across.high - across.low)
+    bases = np.zeros(len(values)) if trace.get("base") is None else np.broadcast_to(trace["base"], len(values))
+    said, points = trace.get("text"), []
+    for i, (place, value, foot, colour) in enumerate(zip(places, values, bases, colours)):
+        a, b, base = across.at(place) + shift, along.at(number(value) + number(foot)), along.at(number(foot))
+        points.append((b, a) if flat else (a, b))
+        if math.isfinite(a) and math.isfinite(b):
+            lo, size = min(base, b), abs(b - base)
+            where = (lo, a - thick / 2, size, thick) if flat else (a - thick / 2, lo, thick, size)
+            yield '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '.format(*where) + f'fill="{colour}"/>'
+            word = "" if said is None else str(_of(said, i))
+            if word and trace.get("textposition") == "inside":
+                middle = (lo + size / 2, a + 4) if flat else (a, lo + size / 2 + 4)
+                yield words(*middle, word, "middle", f' fill="{_contrast(colour)}"')
+    yield from _errors(trace, points, [INK] * len(points), x, y)
+
+
+def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
+    z = np.array([[number(v) for v in row] for row in trace["z"]])
+    if not z.size or not np.isfinite(z).any():
+        return
+    low, high = limits(trace, z)
+    xs = list(range(z.shape[1])) if trace.get("x") is None else list(trace["x"])
+    ys = list(range(z.shape[0])) if trace.get("y") is None else list(trace["y"])
+    wide = abs(x.stop - x.start) / max(abs(x.high - x.low), 1e-9)
+    tall = abs(y.stop - y.start) / max(abs(y.high - y.low), 1e-9)
+    write = _cell_words(trace)
+    size = min(number((trace.get("textfont") or {}).get("size", 11)), max(tall - 2, 6))
+    room = max(1, int(wide / (LETTER * size / 12)))
+    gap = 0.5 if trace.get("xgap") else 0.0
+    for i, (row, b) in enumerate(zip(z, ys)):
+        for j, (value, a) in enumerate(zip(row, xs)):
+            px, py = x.at(a), y.at(b)
+            if all(map(math.isfinite, (value, px, py))):
+                colour = scale(trace.get("colorscale"), (value - low) / ((high - low) or 1.0))
+                yield (
+                    f'<rect x="{px - wide / 2:.1f}" y="{py - tall / 2:.1f}" width="{wide - gap:.2f}" height="{tall - gap:.2f}" '
+                    f'fill="{colour}"/>'
+                )
+                if said := write(i, j, value):
+                    more = f' font-size="{size:g}" fill="{_contrast(colour)}"'
+                    yield words(
+                        px, py + size / 3, html.escape(" ".join(lines(said))[:room], quote=False), "middle", more
+                    )
+
+
+def _cell_words(trace: dict) -> Callable[[int, int, float], str]:
+    """What `texttemplate` writes into a cell."""
+    template, text = str(trace.get("texttemplate") or ""), trace.get("text")
+    if template == "%{text}" and text is not None:
+        return lambda i, j, value: str(text[i][j] or "")
+    if found := re.fullmatch(r"%\{z:\.(\d)([%f])\}", template):
+        return lambda i, j, value: f"{value:.{found[1]}{found[2]}}"
+    return lambda i, j, value: ""
+
+
+def limits(trace: dict, z: np.ndarray) -> tuple[float, float]:
+    """The values at the two ends of a colour scale."""
+    low, high = (number(trace.get(k)) for k in ("zmin", "zmax"))
+    low = low if math.isfinite(low) else float(np.nanmin(z))
+    high = high if math.isfinite(high) else float(np.nanmax(z))
+    middle = number(trace.get("zmid"))
+    if math.isfinite(middle):
+        reach = max(high - middle, middle - low)
+        low, high = middle - reach, middle + reach
+    return low, high
+
+
+def colours_of(marker: dict, n: int, fallback: Any) -> list[str]:
+    """One colour for each of n marks."""
+    colour = marker.get("color", fallback)
+    if isinstance(colour, (list, tuple, np.ndarray)):
+        if len(colour) and isinstance(colour[0], str):
+            return [safe(c) for c in colour]
+        values = np.array([number(c) for c in colour])
+        low, high = number(marker.get("cmin")), number(marker.get("cmax"))
+        low = low if math.isfinite(low) else float(np.nanmin(values))
+        high = high if math.isfinite(high) else float(np.nanmax(values))
+        return [scale(marker.get("colorscale"), (v - low) / ((high - low) or 1.0)) for v in values]
+    return [safe(colour or INK)] * n
+
+
+def scale(given: Any, share: float) -> str:
+    """A colour of a colour scale; cividis where none is given as stops."""
+    from plotly.colors import sample_colorscale
+
+    share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    if given is None or isinstance(given, str):
+        return safe(sample_colorscale(given or "Cividis", [share])[0])
+    stops = [list(stop) for stop in given]
+    if not any("rgba" in str(colour) for _, colour in stops):
+        return safe(sample_colorscale(stops, [share])[0])
+    parts = np.array([[float(part) for part in re.findall(r"[0-9.]+", str(colour))] for _, colour in stops])
+    red, green, blue, thick = (np.interp(share, [place for place, _ in stops], part) for part in parts.T)
+    return f"rgba({red:.0f},{green:.0f},{blue:.0f},{thick:.2f})"  # plotly's own sampling loses how thin a colour is
+
+
+def _contrast(colour: str) -> str:
+    """Dark or light words for a cell; a thin colour lies on the page, whose ink they take."""
+    parts = [float(part) for part in re.findall(r"[0-9.]+", colour)] if colour.startswith("rgb") else []
+    if colour.startswith("#") and len(colour) == 7:
+        parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    if len(parts) < 3 or (len(parts) > 3 and parts[3] < 0.6):
+        return INK
+    return "#111" if 0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2] > 140 else "#fff"
