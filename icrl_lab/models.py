@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from icrl_lab.errors import IcrlError, MissingExtra, ModelError, StudyError, nea
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 GAIN = 3.0  # a CPU takes bfloat16 when its matrix products are measured to be this many times faster than float32
+WORTH = 1.15  # another way to compute products is taken when it is measured to be this many times faster than torch's
 
 
 @dataclass(eq=False)
@@ -30,7 +31,7 @@ class LLM:
 
     width, context  length of an input embedding; tokens it reads at most
     revision        a hash of its configuration and of weights read from it, which names it in caches and manifests
-    measured        what was measured at load: tokens/s by dtype, seconds by threads
+    measured        what was measured at load: tokens/s and way of matrix products by dtype, seconds by threads
     proof           what was proved at load, each with its number
     """
 
@@ -112,9 +113,10 @@ def load_llm(
     model = model.to(device).eval().requires_grad_(False)
     measured: dict[str, Any] = {}
     if device == "cpu":
-        threads, measured = _measure(model, threads)
+        threads, measured = measure(model, threads)
         if dtype == "auto" and measured["tokens/s"]["bfloat16"] >= GAIN * measured["tokens/s"]["float32"]:
             model = model.to(torch.bfloat16)
+        lay_out(model, measured)
     return wrap(name, model, tokenizer, threads=threads, measured=measured, prove=prove)
 
 
@@ -238,47 +240,63 @@ def _dense_copy(name: str, progress: bool | None) -> Path:
     return folder
 
 
-def _measure(model: Any, threads: int | None) -> tuple[int, dict[str, Any]]:
-    """Threads that make a product of this model's size fastest, and tokens/s of its matrix products in float32 and bfloat16.
+def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]]:
+    """Threads that make a product of this model's size fastest, and for float32 and bfloat16 the faster way to compute it.
 
-    A product of 256 tokens with one layer's up-projection is timed, the counts of threads in turn and each after a product
-    that wakes them, and the least of the rounds taken: a neighbour's burst slows one round, not one count.
+    A product of 256 tokens with one layer's up-projection is timed, the candidates in turn and each after a product
+    that wakes it, and the least of the rounds taken: a neighbour's burst slows one round, not one candidate.
+
+    Returns the threads and {"tokens/s": by dtype, "products": way by dtype, "seconds by threads": ...}.
     """
     import torch
+
+    from icrl_lab.engine import products
 
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     parameters = sum(p.numel() for p in model.parameters())
     before = torch.get_num_threads()
 
-    def seconds(counts: list[int], dtype: Any) -> dict[int, float]:
+    def seconds(counts: list[int], ways: Sequence[str], dtype: Any) -> dict[tuple[int, str], float]:
         x, w = torch.randn(256, hidden, dtype=dtype), torch.randn(inner, hidden, dtype=dtype)
-        times: dict[int, list[float]] = {n: [] for n in counts}
+        multiply = {way: products.product(w, way) for way in ways}
+        times: dict[tuple[int, str], list[float]] = {(n, way): [] for n in counts for way in ways}
         for _ in range(6):
-            for n in counts:
+            for n, way in times:
                 torch.set_num_threads(n)
-                torch.nn.functional.linear(x, w)
+                multiply[way](x)
                 start = time.perf_counter()
                 for _ in range(4):
-                    torch.nn.functional.linear(x, w)
-                times[n].append((time.perf_counter() - start) / 4)
-        return {n: min(found) for n, found in times.items()}
+                    multiply[way](x)
+                times[n, way].append((time.perf_counter() - start) / 4)
+        return {candidate: min(found) for candidate, found in times.items()}
 
     try:
-        possible = (
+        counts = (
             sorted({1, max(1, (os.cpu_count() or 1) // 2), len(os.sched_getaffinity(0))})
             if threads is None
             else [threads]
         )
-        by_threads = seconds(possible, torch.float32)
+        by_threads = {n: s for (n, _), s in seconds(counts, products.WAYS[:1], torch.float32).items()}
         best = min(by_threads, key=by_threads.__getitem__)
-        rate = {
-            str(d).removeprefix("torch."): 256 * hidden * inner / seconds([best], d)[best] / parameters
-            for d in (torch.float32, torch.bfloat16)
-        }
+        rate, chosen = {}, {}
+        for dtype in (torch.float32, torch.bfloat16):
+            name = str(dtype).removeprefix("torch.")
+            took = {way: s for (_, way), s in seconds([best], products.possible(dtype), dtype).items()}
+            fastest = min(took, key=took.__getitem__)
+            chosen[name] = fastest if took["torch"] >= WORTH * took[fastest] else "torch"
+            rate[name] = round(256 * hidden * inner / took[chosen[name]] / parameters, 1)
     finally:
         torch.set_num_threads(before)
-    return best, {"tokens/s": {k: round(v, 1) for k, v in rate.items()}, "seconds by threads": by_threads}
+    return best, {"tokens/s": rate, "products": chosen, "seconds by threads": by_threads}
+
+
+def lay_out(model: Any, measured: Mapping[str, Any]) -> None:
+    """Lay the weights out for the way of computing products that was measured to be the fastest in the model's dtype."""
+    from icrl_lab.engine import products
+
+    if measured["products"].get(str(model.dtype).removeprefix("torch.")) == "oneDNN":
+        products.lay_out(model)
 
 
 def _revision(model: Any) -> str:

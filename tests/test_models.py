@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from icrl_lab import models
+from icrl_lab.engine import products as room
 
 
 @pytest.mark.parametrize("cost, best", [({1: 4.0, 2: 3.0}, 2), ({1: 3.0, 2: 4.0}, 1)])
@@ -20,10 +21,11 @@ def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch,
         clock[0] += cost[threads[0]] * (10 if burst and products[0] in burst else 1)
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(room, "possible", lambda dtype: ("torch",))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: threads.__setitem__(0, n))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    chosen, measured = models._measure(llama.model, None)
+    chosen, measured = models.measure(llama.model, None)
     assert chosen == best and measured["seconds by threads"] == pytest.approx(cost)
-    assert models._measure(llama.model, 2)[0] == 2  # who says how many gets as many
+    assert models.measure(llama.model, 2)[0] == 2  # who says how many gets as many

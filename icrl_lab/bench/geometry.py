@@ -65,8 +65,6 @@ def make(name: str, device: str, dtype: str, seed: int = 0) -> LLM:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from icrl_lab.models import wrap
-
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device here; use --device cpu")
     config = LlamaConfig(**geometry(name).sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -84,7 +82,7 @@ def make(name: str, device: str, dtype: str, seed: int = 0) -> LLM:
                 weight.fill_(1.0)
             else:
                 weight.normal_(0, weight.shape[1] ** -0.5, generator=draw)
-    return wrap(name, model.requires_grad_(False), None, threads=_threads(model, device), prove=True)
+    return _tuned(name, model.requires_grad_(False), None, None)
 
 
 def cast(llm: LLM, dtype: str) -> LLM:
@@ -93,16 +91,19 @@ def cast(llm: LLM, dtype: str) -> LLM:
 
     import torch
 
-    from icrl_lab.models import wrap
-
     model = copy.deepcopy(llm.model).to(getattr(torch, dtype))
-    return wrap(llm.name, model, llm.tokenizer, threads=llm.threads, prove=True)
+    return _tuned(llm.name, model, llm.tokenizer, llm.threads)
 
 
-def _threads(model: Any, device: str) -> int | None:
-    from icrl_lab.models import _measure
+def _tuned(name: str, model: Any, tokenizer: Any, threads: int | None) -> LLM:
+    """The model with threads and products as they are when one is loaded."""
+    from icrl_lab import models
 
-    return _measure(model, None)[0] if device == "cpu" else None
+    measured: dict[str, Any] = {}
+    if model.device.type == "cpu":
+        threads, measured = models.measure(model, threads)
+        models.lay_out(model, measured)
+    return models.wrap(name, model, tokenizer, threads=threads, measured=measured, prove=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ import numpy as np
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
 
-STATUS, CLEAR, MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
@@ -95,11 +95,9 @@ def free(device: str) -> float:
         import torch
 
         return torch.cuda.mem_get_info()[0]
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", MEMORY.read_text())
-    except OSError:
-        return float("inf")
-    return 1024.0 * int(found[1]) if found else float("inf")
+    from icrl_lab.engine import products
+
+    return products.free()
 
 
 def _tidy() -> None:
@@ -112,22 +110,25 @@ def _tidy() -> None:
 
 
 def product_rate(llm: LLM, meter: Meter, repeats: int = 7) -> tuple[float, float]:
-    """Operations a second of wall time, and of CPU time, of the product of 512 tokens (8192 on a GPU) with one up-projection."""
+    """Operations a second of wall and of CPU time of 512 tokens (8192 on a GPU) times one up-projection, in the model's own way."""
     import torch
+
+    from icrl_lab.engine import products
 
     config = llm.model.config.get_text_config()
     tokens, dtype = (8192 if meter.device == "cuda" else 512), llm.model.dtype
     x = torch.randn(tokens, config.hidden_size, dtype=dtype, device=llm.model.device)
     w = torch.randn(config.intermediate_size, config.hidden_size, dtype=dtype, device=llm.model.device)
-    work, times = 2 * tokens * config.hidden_size * config.intermediate_size, 20
+    multiply, times = products.product(w, products.way(llm.model)), 20
+    work = 2 * tokens * config.hidden_size * config.intermediate_size
 
-    def products() -> None:
+    def repeated() -> None:
         for _ in range(times):
-            torch.nn.functional.linear(x, w)
+            multiply(x)
 
     with torch.inference_mode():
-        products()
-        samples = [meter(products) for _ in range(repeats)]
+        repeated()
+        samples = [meter(repeated) for _ in range(repeats)]
     per = [(work * times / s.seconds, work * times / s.cpu) for s in samples]
     wall, cpu = np.median(per, 0)
     return float(wall), float(cpu)
