@@ -16,13 +16,20 @@ def numbers(page: str, tag: str, name: str) -> np.ndarray:
     return np.array([float(m) for m in re.findall(rf"<{tag} [^>]*?\b{name}=\"([-0-9.]+)\"", page)])
 
 
+def discs(page: str, colour: str = '[^"]+') -> np.ndarray:
+    """(n, 2) centres of the discs of a colour: lines of no length with round ends."""
+    found = "".join(re.findall(r'<g stroke-width="[^"]+" stroke-linecap="round">(.*?)</g>', page))
+    paths = re.findall(rf'<path d="([^"]+)" stroke="{colour}"/>', found)
+    return np.array([pair for d in paths for pair in re.findall(r"M([-0-9.]+?) ?(-?[0-9.]+)h0", d)], float)
+
+
 def test_points_keep_their_order_and_spacing():
     x, y = np.array([0.0, 1.0, 3.0, 7.0]), np.array([5.0, -2.0, 0.0, 1.0])
     page = svg(go.Figure(go.Scatter(x=x, y=y, mode="markers", marker={"color": "#0072B2"})))
-    cx, cy = numbers(page, "circle", "cx"), numbers(page, "circle", "cy")
+    cx, cy = discs(page, "#0072B2").T
     assert np.allclose(np.diff(cx) / np.diff(x), np.diff(cx)[0] / np.diff(x)[0], rtol=0.01)
     assert np.corrcoef(cy, y)[0, 1] < -0.9999  # up is a smaller pixel
-    assert page.count('fill="#0072B2"') == 4
+    assert len(cx) == 4
 
 
 def test_a_reversed_axis_and_a_named_axis():
@@ -37,13 +44,13 @@ def test_a_heat_map_is_centred_where_it_says():
     z = np.array([[-1.0, 0.0, 1.0], [0.5, np.nan, -0.5]])
     scale = [[0, "rgb(0,0,255)"], [0.5, "rgb(200,200,200)"], [1, "rgb(255,0,0)"]]
     page = svg(go.Figure(go.Heatmap(z=z, zmid=0, colorscale=scale, showscale=False)))
-    fills = re.findall(r'<rect [^>]*fill="([^"]+)"', page)
-    assert (
-        len(fills) == 5
-        and fills[0] == "rgb(0, 0, 255)"
-        and fills[1] == "rgb(200, 200, 200)"
-        and fills[2] == "rgb(255, 0, 0)"
-    )
+    cells = {
+        fill: re.findall(r"M([-0-9.]+) ([-0-9.]+)h", d)
+        for d, fill in re.findall(r'<path d="([^"]+z)" fill="([^"]+)"', page)
+    }
+    assert sum(map(len, cells.values())) == 5
+    low, middle, high = (cells[c][0] for c in ("#0000ff", "#c8c8c8", "#ff0000"))
+    assert float(low[0]) < float(middle[0]) < float(high[0]) and low[1] == middle[1] == high[1]
 
 
 def test_intervals_are_drawn_and_missing_values_are_not():
@@ -53,7 +60,7 @@ def test_intervals_are_drawn_and_missing_values_are_not():
         )
     )
     page = svg(figure)
-    assert len(numbers(page, "circle", "cx")) == 2
+    assert len(discs(page)) == 2
     bars = [line for line in re.findall(r"<line [^>]*>", page) if 'stroke="#666"' in line]
     assert len(bars) >= 2
 
@@ -108,9 +115,7 @@ def test_axes_that_match_show_one_range():
     figure.add_trace(go.Scatter(x=[1, 2, 3], y=[0, 5, 10], mode="markers", marker={"color": "#111111"}), 1, 1)
     figure.add_trace(go.Scatter(x=[1, 2, 3], y=[5, 200, -40], mode="markers", marker={"color": "#222222"}), 1, 2)
     page = svg(figure)
-    left = [float(y) for y in re.findall(r'cy="([-0-9.]+)" r="[^"]*" fill="#111111"', page)]
-    right = [float(y) for y in re.findall(r'cy="([-0-9.]+)" r="[^"]*" fill="#222222"', page)]
-    assert left[1] == right[0]  # 5 lies at one height in both
+    assert discs(page, "#111111")[1, 1] == discs(page, "#222222")[0, 1]  # 5 lies at one height in both
     assert page.count(">200<") == 1  # and the ticks stand at the first alone
 
 
@@ -140,10 +145,22 @@ def test_bars_of_several_traces_stand_as_the_figure_says(mode):
     assert np.allclose(y[1] + tall[1], foot, atol=0.2)
 
 
+@pytest.mark.parametrize(
+    "symbol", ["square", "diamond", "triangle-up", "x", "cross", "circle-open", "square-open", "star"]
+)
+def test_every_symbol_is_drawn_once_a_point_around_its_point(symbol):
+    x, y = [0.0, 1.0, 5.0], [2.0, 0.0, 1.0]
+    figure = go.Figure(go.Scatter(x=x, y=y, mode="markers", marker={"symbol": symbol, "color": "#0072B2", "size": 10}))
+    (d,) = re.findall(r'<path d="([^"]+)" (?:fill|stroke)="#0072B2"/>', svg(figure))
+    plain = svg(figure.update_traces(marker_symbol="circle"))
+    starts = np.array(list(dict.fromkeys(re.findall(r"M([-0-9.]+?) ?(-?[0-9.]+)[mh]", d))), float)
+    assert np.allclose(starts, discs(plain, "#0072B2"))
+
+
 def test_decades_are_named_and_lie_where_their_values_do():
     figure = go.Figure(go.Scatter(x=[1, 2, 3, 4], y=[1, 10, 100, 1000], mode="markers"))
     page = svg(figure.update_yaxes(type="log"))
-    cy = numbers(page, "circle", "cy")
+    cy = discs(page)[:, 1]
     assert np.allclose(np.diff(cy), np.diff(cy)[0], atol=0.2)
     ticks = {
         word: float(y) - 4 for y, word in re.findall(r'<text x="[^"]*" y="([-0-9.]+)" text-anchor="end">(\d+)<', page)
@@ -158,7 +175,7 @@ def test_a_picture_is_drawn_only_if_the_figure_carries_it():
         figure.add_layout_image(source=source, xref="x", yref="y", x=0.5, y=2, sizex=1, sizey=1)
     page = svg(figure)
     assert page.count("<image ") == 1 and "example.org" not in page and "text/html" not in page
-    assert numbers(page, "image", "width")[0] == pytest.approx(np.diff(numbers(page, "circle", "cx"))[0], abs=0.2)
+    assert numbers(page, "image", "width")[0] == pytest.approx(np.diff(discs(page)[:, 0])[0], abs=0.2)
 
 
 def test_lines_and_areas_on_axes_domains_and_the_whole_plot():
@@ -171,7 +188,7 @@ def test_lines_and_areas_on_axes_domains_and_the_whole_plot():
     (line,) = re.findall(
         r'<path d="M([-0-9.]+) [-0-9.]+L([-0-9.]+) [-0-9.]+" stroke="#123456"[^>]*stroke-dasharray', page
     )
-    assert float(line[0]) == float(line[1]) == pytest.approx(numbers(page, "circle", "cx")[1], abs=0.2)
+    assert float(line[0]) == float(line[1]) == pytest.approx(discs(page)[1, 0], abs=0.2)
     assert 'fill="#654321" stroke="none"' in page
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 from icrl_lab.errors import MissingExtra
+
+LEAN = (  # half of what RDKit writes says nothing: names of classes that no style uses, and a bond's defaults
+    (r"(?s)^.*?(?=<svg)", ""),
+    (r" class='[^']*'|<!--.*?-->", ""),
+    (r"style='fill:none;fill-rule:evenodd;(stroke):(#\w+);(stroke-width):([\d.]+)px;stroke-linecap:butt;stroke-linejoin:miter;stroke-opacity:1'", r"fill='none' \1='\2' \3='\4'"),
+)  # fmt: skip
 
 
 def drawing(smiles: str, width: int = 240, height: int = 160) -> str | None:
@@ -21,7 +28,10 @@ def drawing(smiles: str, width: int = 240, height: int = 160) -> str | None:
     canvas.drawOptions().clearBackground = False
     draw.PrepareAndDrawMolecule(canvas, molecule)
     canvas.FinishDrawing()
-    return "data:image/svg+xml;base64," + base64.b64encode(canvas.GetDrawingText().encode()).decode()
+    text = canvas.GetDrawingText()
+    for long, short in LEAN:
+        text = re.sub(long, short, text)
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
 def _rdkit() -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ Text from data is escaped, and a colour that is none is grey: nothing of a figur
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,12 @@ def words(x: float, y: float, text: Any, anchor: str = "middle", more: str = "")
         f'<tspan x="{x:.1f}" dy="{14 if i else 0}">{html.escape(row)}</tspan>' for i, row in enumerate(rows)
     )
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{spans}</text>'
+
+
+def brief(value: float) -> str:
+    """A pixel to a tenth, as short as it can be written."""
+    short = f"{value:.1f}".removesuffix(".0")
+    return "0" if short == "-0" else short
 
 
 def safe(colour: Any) -> str:
@@ -66,20 +73,23 @@ def scatter(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
         for run in runs:
             ends = [(run[-1][0], y.at(0)), (run[0][0], y.at(0))] if trace["fill"] == "tozeroy" else []
             look = _opaque(trace.get("fillcolor") or line.get("color") or first)
-            yield f'<polygon points="{_path([*run, *ends])}" {look} stroke="none"/>'
+            d = "L".join(f"{a:.0f} {b:.0f}" for a, b in [*run, *ends])  # an area's edge need not be finer than a pixel
+            yield f'<path d="M{d}z" {look}/>'
     if "lines" in mode and line.get("width") != 0:
         for run in runs:
             yield f'<polyline points="{_path(run)}" fill="none" {stroke(line, first)}/>'
     yield from _errors(trace, points, colours, x, y)
     if "markers" in mode and marker.get("opacity") != 0:
         sizes, symbols = marker.get("size", 7), marker.get("symbol", "circle")
-        edge = marker.get("line") or {}
-        rim = (
-            stroke(edge | {"color": edge["color"]}) if isinstance(edge.get("color"), str) and edge.get("width") else ""
-        )
+        alike: dict[tuple[str, str], list[str]] = {}  # marks that look alike are one path
         for i, ((a, b), colour) in enumerate(zip(points, colours)):
             if math.isfinite(a) and math.isfinite(b):
-                yield _point(str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour, rim)
+                piece, *kind = _point(str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour)
+                alike.setdefault((kind[0], kind[1]), []).append(piece)
+        shapes: dict[str, list[str]] = {}  # and paths that differ in colour alone share the rest
+        for (ink, rest), pieces in alike.items():
+            shapes.setdefault(rest, []).append(f'<path d="{"".join(pieces)}" {ink}/>')
+        yield from (f"<g {rest}>{''.join(paths)}</g>" for rest, paths in shapes.items())
     if "text" in mode and trace.get("text") is not None:
         size = number((trace.get("textfont") or {}).get("size", 12))
         for i, (a, b) in enumerate(points):
@@ -106,11 +116,10 @@ def _runs(points: list[tuple[float, float]], joined: bool) -> list[list[tuple[fl
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+    return " ".join(f"{brief(a)},{brief(b)}" for a, b in points)
 
 
-_OUTLINES = {  # corners of a symbol of radius 1; what is not here is drawn as a circle
-    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+_OUTLINES = {  # corners of a symbol of radius 1; what is in neither table is drawn as a circle
     "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
     "triangle-up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
     "triangle-down": ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
@@ -118,19 +127,34 @@ _OUTLINES = {  # corners of a symbol of radius 1; what is not here is drawn as a
 _STROKES = {"x": ((-1, -1, 1, 1), (-1, 1, 1, -1)), "cross": ((0, -1.2, 0, 1.2), (-1.2, 0, 1.2, 0))}
 
 
-def _point(symbol: str, a: float, b: float, radius: float, colour: str, rim: str = "") -> str:
-    name = symbol.removesuffix("-open")
-    look = f'fill="none" stroke="{colour}"' if symbol.endswith("-open") else f'fill="{colour}" {rim}'.rstrip()
-    if name in _OUTLINES:
-        corners = _path([(a + radius * u, b + radius * v) for u, v in _OUTLINES[name]])
-        return f'<polygon points="{corners}" {look}/>'
+def _point(symbol: str, a: float, b: float, radius: float, colour: str) -> tuple[str, str, str]:
+    """A mark as a piece of a path, the path's colour, and what else it needs to be drawn."""
+    name, at, open_ = symbol.removesuffix("-open"), f"M{_pair(a, b)}", symbol.endswith("-open")
     if name in _STROKES:
-        parts = (
-            f"M{a + radius * p:.1f} {b + radius * q:.1f}L{a + radius * r:.1f} {b + radius * s:.1f}"
-            for p, q, r, s in _STROKES[name]
-        )
-        return f'<path d="{"".join(parts)}" stroke="{colour}" stroke-width="2" fill="none"/>'
-    return f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{radius:.1f}" {look}/>'
+        x, y, parts = 0.0, 0.0, []
+        for p, q, u, v in _STROKES[name]:
+            parts.append(f"m{_pair(radius * p - x, radius * q - y)}l{_pair(radius * (u - p), radius * (v - q))}")
+            x, y = radius * u, radius * v
+        return at + "".join(parts), f'stroke="{colour}"', 'stroke-width="2" fill="none"'
+    if not open_ and name not in _OUTLINES:  # a line of no length with round ends is a disc, with square ones a square
+        ends, wide = ("square", 1.8) if name == "square" else ("round", 2.0)
+        return f"{at}h0", f'stroke="{colour}"', f'stroke-width="{brief(wide * radius)}" stroke-linecap="{ends}"'
+    if name in _OUTLINES:
+        corners = [(radius * u, radius * v) for u, v in _OUTLINES[name]]
+        first, *rest = (_pair(u - p, v - q) for (p, q), (u, v) in itertools.pairwise([(0.0, 0.0), *corners]))
+        d = f"{at}m{first}l{'l'.join(rest)}z"
+    elif name == "square":
+        side = brief(1.8 * radius)
+        d = f"{at}m{_pair(-0.9 * radius, -0.9 * radius)}h{side}v{side}h-{side}z"
+    else:
+        r, across = brief(radius), brief(2 * radius)
+        d = f"{at}m-{r} 0a{r} {r} 0 1 0 {across} 0a{r} {r} 0 1 0-{across} 0z"
+    return (d, f'stroke="{colour}"', 'fill="none"') if open_ else (d, f'fill="{colour}"', 'stroke="none"')
+
+
+def _pair(u: float, v: float) -> str:
+    down = brief(v)
+    return brief(u) + (down if down.startswith("-") else f" {down}")
 
 
 def _errors(trace: dict, points: list, colours: Sequence[str], x: Axis, y: Axis) -> Iterator[str]:
@@ -195,20 +219,23 @@ def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
     size = min(number((trace.get("textfont") or {}).get("size", 11)), max(tall - 2, 6))
     room = max(1, int(wide / (LETTER * size / 12)))
     gap = 0.5 if trace.get("xgap") else 0.0
+    cells: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for i, (row, b) in enumerate(zip(z, ys)):
         for j, (value, a) in enumerate(zip(row, xs)):
             px, py = x.at(a), y.at(b)
             if all(map(math.isfinite, (value, px, py))):
                 colour = scale(trace.get("colorscale"), (value - low) / ((high - low) or 1.0))
-                yield (
-                    f'<rect x="{px - wide / 2:.1f}" y="{py - tall / 2:.1f}" width="{wide - gap:.2f}" height="{tall - gap:.2f}" '
-                    f'fill="{colour}"/>'
+                across, down = brief(wide - gap), brief(tall - gap)
+                cells.setdefault(colour, []).append(
+                    f"M{brief(px - wide / 2)} {brief(py - tall / 2)}h{across}v{down}h-{across}z"
                 )
-                if said := write(i, j, value):
-                    more = f' font-size="{size:g}" fill="{_contrast(colour)}"'
-                    yield words(
-                        px, py + size / 3, html.escape(" ".join(lines(said))[:room], quote=False), "middle", more
-                    )
+                if said := " ".join(lines(write(i, j, value)))[:room]:
+                    text = f'<text x="{brief(px)}" y="{brief(py + size / 3)}">{html.escape(said)}</text>'
+                    texts.setdefault(_contrast(colour), []).append(text)
+    yield from (f'<path d="{"".join(d)}" fill="{colour}"/>' for colour, d in cells.items())
+    for colour, found in texts.items():
+        yield f'<g font-size="{size:g}" fill="{colour}" text-anchor="middle">{"".join(found)}</g>'
 
 
 def _cell_words(trace: dict) -> Callable[[int, int, float], str]:
@@ -253,13 +280,19 @@ def scale(given: Any, share: float) -> str:
 
     share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
     if given is None or isinstance(given, str):
-        return safe(sample_colorscale(given or "Cividis", [share])[0])
+        return _hex(sample_colorscale(given or "Cividis", [share])[0])
     stops = [list(stop) for stop in given]
     if not any("rgba" in str(colour) for _, colour in stops):
-        return safe(sample_colorscale(stops, [share])[0])
+        return _hex(sample_colorscale(stops, [share])[0])
     parts = np.array([[float(part) for part in re.findall(r"[0-9.]+", str(colour))] for _, colour in stops])
     red, green, blue, thick = (np.interp(share, [place for place, _ in stops], part) for part in parts.T)
     return f"rgba({red:.0f},{green:.0f},{blue:.0f},{thick:.2f})"  # plotly's own sampling loses how thin a colour is
+
+
+def _hex(colour: str) -> str:
+    """rgb(...) as plotly samples it, in seven characters."""
+    found = re.fullmatch(r"rgb\((\d+), *(\d+), *(\d+)\)", colour)
+    return "#" + "".join(f"{int(part):02x}" for part in found.groups()) if found else safe(colour)
 
 
 def _contrast(colour: str) -> str:
