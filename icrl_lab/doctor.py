@@ -102,5 +102,7 @@ def _model() -> str:
 
     llm = load_llm(name, progress=False)
     proof = ", ".join(f"{fact} {number:.1e}" for fact, number in llm.proof.items())
-    rates = ", ".join(f"{dtype} {rate:.0f} tokens/s" for dtype, rate in llm.measured.get("tokens/s", {}).items())
+    ways = llm.measured.get("products", {})
+    found = llm.measured.get("tokens/s", {}).items()
+    rates = ", ".join(f"{dtype} {rate:.0f} tokens/s ({ways.get(dtype)})" for dtype, rate in found)
     return f"{llm!r}; proof: {proof}; matrix products allow {rates} with {llm.threads} threads"

@@ -1,6 +1,8 @@
 """The order of a query's shots on a page: what is dragged is what the model is asked, and what was stored is replayed."""
 
+import html
 import itertools
+import re
 import threading
 import time
 from functools import cache
@@ -224,5 +226,11 @@ def test_names_from_data_do_nothing_and_a_view_says_something_where_nothing_runs
     assert "<img src=x" not in page + view.words.value + view.message.value and "<svg" in page and "<script" not in page
     assert "What the model answers" in page
     assert "innerHTML" not in (ShotList._esm if isinstance(ShotList._esm, str) else ShotList._esm.__str__())
+    assert page.count("<li>") >= 4 and NASTY not in page  # the shots, in the order of the prompt
+    names = re.findall(r"<li>([^:]*):", page.split("</ol>")[0])
+    assert names == [html.escape(view.shots.cards[i]["name"]) for i in (1, 0, 3, 2)]
+    early = OrderView(result, wait=30.0)
+    assert "had not answered" in early.static() and "had not answered" not in page
+    early.close()
     still = OrderView(opened[0])._repr_mimebundle_()["text/html"]
     assert "under each order" in still and "<svg" in still and "<script" not in still

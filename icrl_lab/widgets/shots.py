@@ -38,6 +38,9 @@ NO_MODEL = (
     "This run was opened without its model, so its shots cannot be changed here and nothing new can be asked; "
     "what was stored is shown. Open it live to ask the model."
 )
+UNANSWERED = (
+    "The model had not answered when this was written; view.runner.join() waits for it, then show the view again."
+)
 picture = lru_cache(maxsize=4096)(lambda text: drawing(text, 150, 100))
 
 
@@ -161,8 +164,20 @@ class ShotsView(View):
         return (*shown, *([self.reading.plot()] if self.reading is not None else []))
 
     def static(self) -> str:
-        title = f"<h3>{html.escape(self.title)}</h3>"
-        return f"<div>{title}{self.words.value}{super().static().split('</h3>', 1)[1]}"
+        """The shots as a numbered list in the order of the prompt, what was answered, and the figures."""
+        title, order = f"<h3>{html.escape(self.title)}</h3>", self.shots.order or range(len(self.shots.cards))
+        rows = "".join(f"<li>{self._row(self.shots.cards[i])}</li>" for i in order)
+        late = self.study is not None and rows and not self.figure.data
+        words = f"<p>{UNANSWERED}</p>" if late else self.words.value
+        return f"<div>{title}<ol>{rows}</ol>{words}{super().static().split('</h3>', 1)[1]}"
+
+    @staticmethod
+    def _row(card: dict[str, str]) -> str:
+        """A card as a line of HTML."""
+        source = html.escape(card["picture"], quote=True)
+        picture = f'<img alt="" src="{source}" height="40" style="background:#fff"> ' if source else ""
+        told = ", ".join(html.escape(part) for part in (card["label"], card["note"]) if part)
+        return f"{picture}{html.escape(card['name'])}: {told}"
 
     def _empty(self) -> go.Figure:
         return style.finish(style.graph_objects().Figure(), "What the model answers", "Nothing was asked yet.", 60)
