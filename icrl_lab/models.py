@@ -22,7 +22,7 @@ from icrl_lab.errors import IcrlError, MissingExtra, ModelError, StudyError, nea
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 GAIN = 3.0  # a CPU takes bfloat16 when its matrix products are measured to be this many times faster than float32
-WORTH = 1.15  # another way to compute products is taken when it is measured to be this many times faster than torch's
+WORTH = 1.1  # another way to compute products is taken when it is measured to be this many times faster than torch's
 
 
 @dataclass(eq=False)
