@@ -35,7 +35,8 @@ def test_a_cell_is_run_and_its_widget_used(page, lab):
     assert {p.name for p in serve.notebooks().glob("*.ipynb")} <= {p.name for p in room.glob("*.ipynb")}
     page.goto(address.format("page.ipynb"))
     page.locator(".jp-Notebook .cm-content").first.click()
-    page.wait_for_function("!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=\"unknown\"]')")
+    # a cell that is run before its kernel is there is not run at all, and the sign may come late
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".icrl-field")
     page.wait_for_timeout(1000)
