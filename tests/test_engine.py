@@ -183,7 +183,7 @@ def test_the_model_is_the_same_afterwards_also_after_an_error(llama, monkeypatch
     many = prompts(llama)
     engine = Engine(llama, branch=16)
     expected = engine.run(many).logprobs
-    monkeypatch.setattr(attention, "_prefix", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
+    monkeypatch.setattr(attention, "_merge", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(ValueError, match="broken"):
         engine.run(prompts(llama, seed=99))
     monkeypatch.undo()

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import local
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from icrl_lab.engine import rows
+from icrl_lab.engine import kernels, rows
 from icrl_lab.engine.tree import Branch
 
 NAME = "icrl_cascade"
@@ -35,6 +36,7 @@ class PathBuffer:
     def __init__(self) -> None:
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
+        self._laid: dict[int, tuple[int, kernels.Laid]] = {}
 
     def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put (1, kv heads, n, head width) keys and values at positions start..start+n."""
@@ -46,10 +48,17 @@ class PathBuffer:
                     wider[:, :, :start] = store[layer][:, :, :start]
                 store[layer] = wider
             store[layer][:, :, start : start + new.shape[2]] = new
+        self._laid.pop(layer, None)
 
     def read(self, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of positions 0..stop, as views."""
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+    def laid(self, layer: int, stop: int) -> kernels.Laid:
+        """The same, laid out for oneDNN: once, while they stand."""
+        if layer not in self._laid or self._laid[layer][0] != stop:
+            self._laid[layer] = (stop, kernels.Laid(*self.read(layer, stop)))
+        return self._laid[layer][1]
 
 
 class Layout:
@@ -131,6 +140,7 @@ class Pass:
     """What the cascade needs to know while one pack runs.
 
     prefix    length of the shared prefix in `path`
+    laid_out  the model's products are computed with weights laid out for oneDNN (`products`)
     commit    write the pack's own keys and values into the path at `prefix` (the pack is then a single chain)
     asked     flat indices of tokens whose attention is kept; `columns`, prefix positions kept of it (None: all)
     kept      per layer (heads, asked, prefix columns + row length), filled as the layers run
@@ -145,6 +155,7 @@ class Pass:
     path: PathBuffer
     layout: Layout
     prefix: int
+    laid_out: bool = False
     commit: bool = False
     asked: torch.Tensor | None = None
     columns: torch.Tensor | None = None
@@ -213,7 +224,10 @@ def cascade(
     if state.prefix:
         prefix_key, prefix_value = state.path.read(layer, state.prefix)
         seen = rows.window_of(state, window)
-        out, lse = _merge(out, lse, *_prefix(query, prefix_key, prefix_value, scale, cap, seen))
+        mask = None if seen is None else seen[None, None]
+        laid = partial(state.path.laid, layer, state.prefix) if state.laid_out else None
+        before = kernels.attend(query, prefix_key, prefix_value, scale, cap=cap, mask=mask, sees=False, laid=laid)
+        out, lse = _merge(out, lse, *before)
     if state.cuts:
         out, lse = rows.cut(state, layer, query, key, value, out, lse, scale, window, cap)
     for patch in state.head_patches.get(layer, ()):
@@ -258,54 +272,14 @@ def _own(state, layer, query, key, value, scale, window, cap):
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
         mask = mask & (layout.row_positions[:, None, :, None] - column[:, None, None, :] < window)
-    group = q.shape[1] // k.shape[1]
-    if group > 1:
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    out, lse = _attend(q, k, v, scale, cap, mask, mask is None, sees=True)  # at least itself
+    out, lse = kernels.attend(q, k, v, scale, cap=cap, mask=mask, causal=mask is None)  # a row sees at least itself
     return layout.unfold(out), layout.unfold(lse)
-
-
-def _prefix(query, key, value, scale, cap, seen):
-    """Attention of all tokens to the shared prefix, heads of a group folded into rows."""
-    _, heads, tokens, width = query.shape
-    kv = key.shape[1]
-    q = query.reshape(1, kv, heads // kv * tokens, width)
-    mask = None if seen is None else seen.repeat(heads // kv, 1)[None, None]
-    out, lse = _attend(q, key, value, scale, cap, mask, False)
-    return out.reshape(1, heads, tokens, width), lse.reshape(1, heads, tokens)
 
 
 def _merge(out_a, lse_a, out_b, lse_b):
     """Two softmaxes over disjoint keys as one."""
     weight = torch.sigmoid(lse_a - lse_b)[..., None]  # of the first in both; its log-sum-exp is finite
     return torch.lerp(out_b.float(), out_a.float(), weight), torch.logaddexp(lse_a, lse_b)
-
-
-def _attend(q, k, v, scale, cap, mask, causal, sees=False):
-    """softmax(q k' scale) v with its float32 log-sum-exp, by the fastest kernel that gives it. `sees`: no row is masked whole."""
-    if cap is None and (mask is None or sees) and q.device.type == "cpu":
-        added = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=added, scale=scale
-        )
-    if (
-        cap is None
-        and mask is None
-        and q.dtype in (torch.float16, torch.bfloat16)
-        and q.shape[-1] % 8 == 0
-        and q.shape[-1] <= 256
-    ):
-        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
-        return out[0], out[1]
-    scores = rows.scores_of(q, k, scale, cap)
-    if causal:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf)
-    lse = scores.logsumexp(-1)
-    # a row that sees nothing here (a window that lies wholly elsewhere) has weight zero, not NaN
-    weights = (scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None]).exp()
-    return weights.to(v.dtype) @ v, lse
 
 
 # no mask function of this name is registered, so transformers makes none (and looks for no packed sequences in the positions,

@@ -24,12 +24,18 @@ SHARE = 0.25  # of the memory that is free, for the second copy of the weights
 MEMINFO = Path("/proc/meminfo")
 
 
-def product(weight: torch.Tensor, way: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """x -> x W', (..., in) to (..., out), for a weight (out, in) that stays as it is. oneDNN's knows no gradients."""
+def product(
+    weight: torch.Tensor, way: str, then: str = "none", rows: int = ROWS
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x -> x W', (..., in) to (..., out), for a weight (out, in) that stays as it is; `then` "sigmoid" of it.
+
+    oneDNN's knows no gradients. It lays the weight out for about `rows` rows, and applies `then` to what it is about to write.
+    """
     if way == "torch":
-        return lambda x: torch.nn.functional.linear(x, weight)
-    laid = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid, None, "none", [], "")
+        after = {"none": lambda y: y, "sigmoid": torch.sigmoid}[then]
+        return lambda x: after(torch.nn.functional.linear(x, weight))
+    laid = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, laid, None, then, [], "")
 
 
 def possible(dtype: torch.dtype) -> tuple[str, ...]:
@@ -44,16 +50,20 @@ def possible(dtype: torch.dtype) -> tuple[str, ...]:
 
 
 def lay_out(model: Any) -> int:
-    """Have the blocks' linear layers use weights laid out for oneDNN; the number of layers. 0 where memory is short.
+    """Have the linear layers of the blocks and the unembedding use weights laid out for oneDNN; the number of layers.
 
-    The layers keep their weights: what reads or trains them finds them, at the price of a second copy. A layer whose weight was changed,
+    None, and 0, where memory is short. The layers keep their weights: what reads or trains them finds them, at the price of a second copy. A layer whose weight was changed,
     moved or cast, or through which a gradient flows, uses torch's way again.
     """
     try:
-        layers = [m for block in blocks(model)[0] for m in block.modules() if type(m) is torch.nn.Linear]
+        layers = [m for block in blocks(model)[0] for m in block.modules()] + [model.get_output_embeddings()]
     except ModelError:
         return 0
-    layers = [m for m in layers if m.weight.device.type == "cpu" and not m.weight.is_inference()]
+    layers = [
+        m
+        for m in layers
+        if type(m) is torch.nn.Linear and m.weight.device.type == "cpu" and not m.weight.is_inference()
+    ]
     if sum(m.weight.nbytes for m in layers) > SHARE * free():
         return 0
     for layer in layers:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from icrl_lab.engine.kernels import scores_of
+
 if TYPE_CHECKING:
     from icrl_lab.engine.attention import Pass
 
@@ -25,12 +27,6 @@ def window_of(state: Pass, window: int | None) -> torch.Tensor | None:
         return None
     at = state.layout.positions
     return at[:, None] - torch.arange(state.prefix, device=at.device)[None, :] < window
-
-
-def scores_of(q, k, scale, cap):
-    """float32 scores (..., rows, columns), capped where the model caps them."""
-    scores = (q.float() @ k.float().transpose(-1, -2)) * scale
-    return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
 def _scores(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from icrl_lab.engine import attention, parts
+from icrl_lab.engine import attention, parts, products
 from icrl_lab.engine.capture import LIMIT, Keeper
 from icrl_lab.engine.edits import Edits
 from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
@@ -76,6 +76,7 @@ class Engine:
         self.limit = limit
         self.path = attention.PathBuffer()
         self.held = np.zeros(0, np.int64)  # the symbols whose keys and values stand in the path
+        self.laid_out = False  # whether the model's products are, found out at every call
         self.computed = self.asked = 0  # over the engine's life
 
     # ------------------------------------------------------------------------------------ what is asked
@@ -261,6 +262,7 @@ class Engine:
         measured number of threads, and as it was afterwards."""
         before, threads = self.model.config._attn_implementation, torch.get_num_threads()
         self.model.set_attn_implementation(attention.NAME)
+        self.laid_out = products.way(self.model) == "oneDNN"
         if self.llm.threads:
             torch.set_num_threads(self.llm.threads)
         try:
@@ -276,7 +278,7 @@ class Engine:
     def _forward(self, job: _Job, prefix: int, pack: list[Branch], commit: bool = False) -> None:
         where = np.concatenate([b.symbol_at for b in pack])
         layout = attention.Layout(pack, where[:, 1].copy(), self.device)
-        state = attention.Pass(self.path, layout, prefix, commit=commit)
+        state = attention.Pass(self.path, layout, prefix, self.laid_out, commit=commit)
         starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
         ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
         changes = job.edits.prepare(state, pack, job.symbols, self.device) if job.edits else 0
@@ -353,7 +355,7 @@ class Engine:
         lengths = [len(b) for b in pack]
         layout = attention.Layout(pack, where[:, 1].copy(), self.device)
         own = attention.OwnCache(layout, lengths)
-        state = attention.Pass(self.path, layout, prefix, own=own)
+        state = attention.Pass(self.path, layout, prefix, self.laid_out, own=own)
         logits = self._model(job, state, where, (np.cumsum(lengths) - 1).tolist())
         job.computed += len(where)
         for step in range(most):
@@ -368,7 +370,7 @@ class Engine:
             positions = np.array([len(job.symbols[s]) + step for s in rows])
             layout = attention.Layout([chain(s, 0, 1) for s in rows], positions, self.device)
             own.step(layout)
-            state = attention.Pass(self.path, layout, prefix, own=own)
+            state = attention.Pass(self.path, layout, prefix, self.laid_out, own=own)
             new = np.array([chosen[i] for i in going])
             logits = self._model(job, state, where, list(range(len(rows))), new)
             job.computed += len(rows)
