@@ -116,7 +116,7 @@ def load_llm(
         threads, measured = measure(model, threads)
         if dtype == "auto" and measured["tokens/s"]["bfloat16"] >= GAIN * measured["tokens/s"]["float32"]:
             model = model.to(torch.bfloat16)
-        lay_out(model, measured)
+        use_fastest(model, measured)
     return wrap(name, model, tokenizer, threads=threads, measured=measured, prove=prove)
 
 
@@ -291,12 +291,13 @@ def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]
     return best, {"tokens/s": rate, "products": chosen, "seconds by threads": by_threads}
 
 
-def lay_out(model: Any, measured: Mapping[str, Any]) -> None:
-    """Lay the weights out for the way of computing products that was measured to be the fastest in the model's dtype."""
+def use_fastest(model: Any, measured: dict[str, Any]) -> None:
+    """Compute products in the way that was measured to be the fastest in the model's dtype; say so in `measured` where memory is short."""
     from icrl_lab.engine import products
 
-    if measured["products"].get(str(model.dtype).removeprefix("torch.")) == "oneDNN":
-        products.lay_out(model)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if measured["products"].get(dtype) == "oneDNN" and not products.lay_out(model):
+        measured["products"][dtype] = "torch"
 
 
 def _revision(model: Any) -> str:

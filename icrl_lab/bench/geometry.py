@@ -102,7 +102,7 @@ def _tuned(name: str, model: Any, tokenizer: Any, threads: int | None) -> LLM:
     measured: dict[str, Any] = {}
     if model.device.type == "cpu":
         threads, measured = models.measure(model, threads)
-        models.lay_out(model, measured)
+        models.use_fastest(model, measured)
     return models.wrap(name, model, tokenizer, threads=threads, measured=measured, prove=True)
 
 
