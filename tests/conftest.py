@@ -53,10 +53,23 @@ def tiny_llm(
     return wrap(f"tiny-{family}", model.to(device, getattr(torch, dtype)), tokenizer, prove=prove)
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen3", "gemma3", "gemma2"])
+FAMILIES = ("llama", "qwen3", "gemma3", "gemma2")
+
+
+def places():
+    """Each family on the CPU, and where there is a GPU on it as well: then every theorem about `tiny` is repeated there."""
+    import torch
+
+    yield from (pytest.param((family, "cpu"), id=family) for family in FAMILIES)
+    if torch.cuda.is_available():
+        yield from (pytest.param((family, "cuda"), id=f"{family}-cuda", marks=pytest.mark.gpu) for family in FAMILIES)
+
+
+@pytest.fixture(scope="session", params=places())
 def tiny(request):
     """One tiny model of each family."""
-    return tiny_llm(request.param)
+    family, device = request.param
+    return tiny_llm(family, device=device)
 
 
 @pytest.fixture(scope="session")

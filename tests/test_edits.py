@@ -31,7 +31,7 @@ def _naive(module, query, key, value, attention_mask, scaling=None, softcap=None
     key, value = (x.repeat_interleave(heads // key.shape[1], 1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * scaling
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-    at = torch.arange(length)
+    at = torch.arange(length, device=query.device)
     back = at[:, None] - at[None]
     seen = ((back >= 0) & (back < (sliding_window or length))).repeat(heads, 1, 1)
     for cut in _cuts:
@@ -47,7 +47,7 @@ AttentionInterface.register("written_out", _naive)
 
 
 def embedded(llm, prompt):
-    with torch.no_grad():
+    with llm.model.device, torch.no_grad():
         out = llm.model.get_input_embeddings()(torch.tensor(np.where(prompt.ids == SLOT, 0, prompt.ids))).clone()
         out[torch.tensor(np.flatnonzero(prompt.ids == SLOT))] = torch.tensor(prompt.vectors)
     return out[None]
@@ -72,7 +72,7 @@ def reference(llm, prompt):
         def before(module, args, kwargs):
             x = args[0].clone()
             own = slice(None) if patch.head is None else slice(patch.head * width, (patch.head + 1) * width)
-            for p, value in zip(patch.positions, torch.tensor(patch.values)):
+            for p, value in zip(patch.positions, torch.tensor(patch.values, device=x.device)):
                 x[0, p, own] = value + x[0, p, own] * patch.add
             return (x, *args[1:]), kwargs
 
@@ -89,7 +89,7 @@ def reference(llm, prompt):
             stack.callback(place.register_forward_pre_hook(hook(edit), with_kwargs=True).remove)
         with torch.inference_mode():
             logits = llm.model(inputs_embeds=embedded(llm, prompt), use_cache=False).logits[0, -1]
-    return logits.log_softmax(-1).numpy()
+    return logits.log_softmax(-1).cpu().numpy()
 
 
 def expected(llm, many):
@@ -110,7 +110,7 @@ def seen_by_hooks(llm, prompt):
     split = lambda x: torch.stack(x).unflatten(-1, (-1, width)).transpose(1, 2)  # noqa: E731
     heads = split(inputs)
     spread = split(values).repeat_interleave(heads.shape[1] // split(values).shape[1], 1)
-    return torch.stack(out.hidden_states[:-1])[:, 0].numpy(), heads.numpy(), spread
+    return torch.stack(out.hidden_states[:-1])[:, 0].cpu().numpy(), heads.cpu().numpy(), spread
 
 
 def close(a, b, near=NEAR):
@@ -143,7 +143,7 @@ def test_captures_are_what_plain_hooks_see(tiny, branch, pack):
         assert close(trace.outputs, heads[:, :, places]) and trace.layers == (0, 1, 2)
         out = torch.stack([b.self_attn.o_proj.weight.detach() for b in tiny.model.model.layers])
         written = torch.einsum("ldhw,lhtw->lhtd", out.unflatten(-1, (-1, values.shape[-1])), values)
-        assert close(trace.norms, written.norm(dim=-1).numpy())
+        assert close(trace.norms, written.norm(dim=-1).cpu().numpy())
         assert (trace.rows, trace.positions, trace.at) == ((-1,), at, at)
 
 
@@ -307,18 +307,20 @@ def test_any_edits_of_any_prompts_equal_the_reference(tiny, branch, pack):
 def masked(llm, prompt, cut):
     """Log-probabilities by transformers' own eager attention under an additive mask built by hand."""
     length = len(prompt)
-    at = torch.arange(length)
+    at = torch.arange(length, device=llm.model.device)
     back = at[:, None] - at[None]
     config, found = llm.model.config, {}
     for kind in sorted(set(getattr(config, "layer_types", None) or ["full_attention"])):
         seen = (back >= 0) & (back < (config.sliding_window if kind == "sliding_attention" else length))
         for r in range(cut.rows[0], length) if cut.onwards else cut.rows:
             seen[r, [c for c in cut.columns if c < r]] = False
-        found[kind] = torch.zeros(1, 1, length, length).masked_fill(~seen, torch.finfo(torch.float32).min)
+        found[kind] = torch.zeros(1, 1, length, length, device=at.device).masked_fill(
+            ~seen, torch.finfo(torch.float32).min
+        )
     mask = found if "sliding_attention" in found else found["full_attention"]
     with implementation(llm, "eager"), torch.inference_mode():
         out = llm.model(inputs_embeds=embedded(llm, prompt), attention_mask=mask, use_cache=False)
-    return out.logits[0, -1].log_softmax(-1).numpy()
+    return out.logits[0, -1].log_softmax(-1).cpu().numpy()
 
 
 @pytest.mark.parametrize("branch", [8, 256])

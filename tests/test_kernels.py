@@ -187,3 +187,28 @@ def test_a_path_lays_out_what_it_holds_once():
     read(90)
     path.write(0, 90, *stretch[:2])
     read(180)
+
+
+# --------------------------------------------------------------------------------------------------- a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 5e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_a_gpu_gives_the_softmax_too(dtype, near, cap):
+    for rows, keys in ((7, 300), (130, 57), (64, 64)):
+        q, k, v = (x.to(dtype).cuda() for x in drawn(rows=rows, keys=keys))
+        tril = torch.ones(rows, rows, dtype=torch.bool, device="cuda").tril()[None, None]
+        some = torch.rand(3, 1, rows, keys, device="cuda") < 0.4
+        some[:, :, 2] = False
+        for mask, given in (
+            (None, {}),
+            (some, {"mask": some, "sees": False}),
+            *([(tril, {"causal": True})] if rows == keys else []),
+        ):
+            out, lse = kernels.attend(q, k, v, 0.3, cap=cap, **given)
+            wanted = exact(q, k, v, 0.3, cap, mask)
+            assert out.shape == wanted[0].shape and (out - wanted[0]).abs().max() < near * wanted[0].abs().max()
+            seen = wanted[1] > -math.inf
+            assert torch.equal(lse > -math.inf, seen) and (lse - wanted[1])[seen].abs().max() < 2e-5

@@ -74,7 +74,11 @@ def shared_length(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def build(sequences: Sequence[np.ndarray]) -> Node:
-    """The compressed prefix tree of `sequences` (each non-empty). The root's stretch is what all of them share."""
+    """The compressed prefix tree of `sequences` (each non-empty). The root's stretch is what all of them share.
+
+    Children stand in the order in which their sequences first come, and not in that of their symbols: what one query's vector holds must
+    not move the others about in a pack, where their place decides the last bit of some elementwise operations.
+    """
     keys = [(s.astype(np.uint64) ^ np.uint64(1 << 63)).astype(">u8").tobytes() for s in sequences]
     order = sorted(range(len(sequences)), key=keys.__getitem__)
     shared = [0] + [shared_length(sequences[a], sequences[b]) for a, b in pairwise(order)]
@@ -92,6 +96,7 @@ def _node(sequences: Sequence[np.ndarray], order: list[int], shared: list[int], 
         child = _node(sequences, order, shared, a, b, stop)
         node.size += child.size
         node.children.append(child)
+    node.children.sort(key=lambda child: min(child.members))
     return node
 
 
