@@ -131,6 +131,8 @@ def wrap(
 ) -> LLM:
     """An LLM from a transformers model and tokenizer that are already in memory."""
     config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # the sdpa of older transformers leaves the cap out, without a word
     context = int(getattr(config, "max_position_embeddings", 0) or 2048)
     llm = LLM(name, model.eval(), tokenizer, context, threads, _revision(model), measured or {})
     if prove:

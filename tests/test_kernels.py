@@ -96,7 +96,7 @@ def by_products(q, k, v, scale):
 def test_products_are_the_softmax(small, keys, loud, monkeypatch):
     """A few keys say how far to move the scores: not exactly, but well enough, unless scores are loud."""
     if loud < 3:
-        monkeypatch.setattr(kernels, "_flash", None)
+        monkeypatch.setattr(kernels, "_flash_for_cpu", None)
     q, k, v = drawn(rows=43, keys=keys)
     q = q * loud
     same(by_products(q, k, v, 0.3), exact(q, k, v, 0.3), 5e-6)

@@ -69,6 +69,8 @@ def _model(folder: Path, modality: str, o: Options) -> tuple[Any, list[str]]:
         model = tower
     elif getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
+    if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")  # the sdpa of older transformers leaves the cap out, without a word
     if hasattr(model.config, "mask_ratio"):
         model.config.mask_ratio = 0.0  # a masked autoencoder would hide patches at random
     try:

@@ -188,14 +188,13 @@ class CutRow:
     heads: tuple[int, ...] | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowPatch:
-    """The row of the token at `flat` (of one head, where `head` is given) is set to `value`, or gets it added."""
+    """Rows of some tokens (of one head, where `head` is given) are set to values, or get them added: flat index -> value."""
 
-    flat: int
-    value: torch.Tensor
     head: int | None
     add: bool
+    rows: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @contextmanager
@@ -231,10 +230,10 @@ def cascade(
     if state.cuts:
         out, lse = rows.cut(state, layer, query, key, value, out, lse, scale, window, cap)
     for patch in state.head_patches.get(layer, ()):
-        _change(out[0, patch.head], patch, state)
+        _change(out[0].transpose(0, 1), patch, state)
     if state.layers is None or layer in state.layers:
         if state.outputs is not None:
-            state.kept_outputs[layer] = out[0].index_select(1, state.outputs).float().cpu()
+            state.kept_outputs[layer] = out[0].index_select(1, state.outputs).float()
         if state.asked is not None:
             state.kept[layer] = rows.weights(state, layer, query, key, lse, scale, window, cap)
             if state.norms:
@@ -251,13 +250,16 @@ def residual(depth: int, states: torch.Tensor) -> None:
     for patch in state.stream_patches.get(depth, ()):
         _change(states[0], patch, state)
     if state.stream is not None and (state.depths is None or depth in state.depths):
-        state.kept_stream[depth] = states[0].index_select(0, state.stream).float().cpu()
+        state.kept_stream[depth] = states[0].index_select(0, state.stream).float()
 
 
 def _change(rows_of: torch.Tensor, patch: RowPatch, state: Pass) -> None:
-    value = patch.value.to(rows_of)
-    rows_of[patch.flat] = rows_of[patch.flat] + value if patch.add else value
-    state.applied += 1
+    """In place: (tokens, d) of the stream, or (tokens, heads, head width)."""
+    rows_of = rows_of if patch.head is None else rows_of[:, patch.head]
+    flat = torch.tensor(list(patch.rows), device=rows_of.device)
+    values = torch.from_numpy(np.stack(list(patch.rows.values()))).to(rows_of)
+    rows_of[flat] = rows_of[flat] + values if patch.add else values
+    state.applied += len(flat)
 
 
 def _own(state, layer, query, key, value, scale, window, cap):
@@ -279,7 +281,11 @@ def _own(state, layer, query, key, value, scale, window, cap):
 def _merge(out_a, lse_a, out_b, lse_b):
     """Two softmaxes over disjoint keys as one."""
     weight = torch.sigmoid(lse_a - lse_b)[..., None]  # of the first in both; its log-sum-exp is finite
-    return torch.lerp(out_b.float(), out_a.float(), weight), torch.logaddexp(lse_a, lse_b)
+    lse = torch.logaddexp(lse_a, lse_b)
+    if not out_a.is_cuda or torch.float32 in (out_a.dtype, out_b.dtype):
+        return torch.lerp(out_b.float(), out_a.float(), weight), lse
+    # the same sum in float32; a GPU widens numbers as it reads them and narrows them as it writes
+    return torch.addcmul(out_b * (1 - weight), out_a, weight, out=torch.empty_like(out_a)), lse
 
 
 # no mask function of this name is registered, so transformers makes none (and looks for no packed sequences in the positions,

@@ -6,7 +6,7 @@ take is known before it runs, and refused where it does not fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +140,11 @@ class Keeper:
     def keep(self, state: Pass, marked: _Marked) -> None:
         """Take what a pass has kept."""
         if marked.stream:
-            stack = torch.stack([state.kept_stream[d] for d in self.depths]).numpy()  # depths, tokens, d
+            stack = _stack(state.kept_stream[d] for d in self.depths)  # depths, tokens, d
             for sequence, position, place in marked.stream:
                 self.kept_stream[sequence, position] = stack[:, place]
         if marked.outputs:
-            stack = torch.stack([state.kept_outputs[layer] for layer in self.layers]).numpy()
+            stack = _stack(state.kept_outputs[layer] for layer in self.layers)
             for sequence, position, place in marked.outputs:
                 self.kept_outputs[sequence, position] = stack[:, :, place]
         if marked.rows:
@@ -152,27 +152,23 @@ class Keeper:
 
     def _keep_rows(self, state: Pass, marked: _Marked) -> None:
         """Lay the kept weights out over each prompt's own columns."""
-        weights = torch.stack([state.kept[layer] for layer in self.layers]).numpy()  # layers, heads, asked, columns
+        weights = _stack(state.kept[layer] for layer in self.layers)  # layers, heads, asked, columns
         before = weights.shape[-1] - state.layout.length
-        seen = list(range(state.prefix)) if self.columns is None else [c for c in self.columns if c < state.prefix]
+        seen = np.arange(state.prefix) if self.columns is None else np.array(self.columns, int)
         lengths: Any = None
         if self.norms:
-            lengths = [np.stack([state.kept_norms[layer][i].numpy() for layer in self.layers]) for i in (0, 1)]
+            lengths = [_stack(state.kept_norms[layer][i] for layer in self.layers) for i in (0, 1)]
         for sequence, position, place, path, start in marked.rows:
-            own = slice(state.prefix, state.prefix + len(path))
-            full = np.zeros((*weights.shape[:2], self.lengths[sequence]), np.float32)
-            full[..., seen] = weights[:, :, place, :before]
-            full[..., own] = weights[:, :, place, before:][..., path]
-            self.kept_rows[sequence, position] = self._columns(sequence, full)
+            columns = self.captures[sequence].columns
+            asked = np.arange(self.lengths[sequence]) if columns is None else np.array(columns, int)
+            first, own = asked < state.prefix, (asked >= state.prefix) & (asked < state.prefix + len(path))
+            there, here = np.searchsorted(seen, asked[first]), np.array(path)[asked[own] - state.prefix]
+            self.kept_rows[sequence, position] = row = np.zeros((*weights.shape[:2], len(asked)), np.float32)
+            row[..., first], row[..., own] = weights[:, :, place, there], weights[:, :, place, before + here]
             if self.norms and self.kept_norms.get(sequence, (-1,))[0] < position:
-                full = np.zeros_like(full)
-                full[..., seen] = lengths[0]
-                full[..., own] = lengths[1][..., [start + p for p in path]]
-                self.kept_norms[sequence] = (position, self._columns(sequence, full))
-
-    def _columns(self, sequence: int, full: np.ndarray) -> np.ndarray:
-        columns = self.captures[sequence].columns
-        return full if columns is None else full[..., list(columns)]
+                norms = np.zeros_like(row)
+                norms[..., first], norms[..., own] = lengths[0][..., there], lengths[1][..., start + here]
+                self.kept_norms[sequence] = (position, norms)
 
     def trace(self, number: int) -> Trace:
         """What was kept of one prompt."""
@@ -198,3 +194,8 @@ class Keeper:
             outputs,
             capture.outputs,
         )
+
+
+def _stack(of_layers: Iterable[torch.Tensor]) -> np.ndarray:
+    """What was kept layer by layer, on the host: fetched when the pass is over, so that a GPU need not wait in each layer."""
+    return np.stack([kept.cpu().numpy() for kept in of_layers])

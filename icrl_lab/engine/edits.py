@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-
 from icrl_lab.engine.attention import CutRow, Pass, RowPatch
 from icrl_lab.engine.tree import Branch, symbol_of
 from icrl_lab.errors import DataError
@@ -52,24 +50,27 @@ class Edits:
             out[number] = own
         return out
 
-    def prepare(self, state: Pass, pack: list[Branch], symbols: list[np.ndarray], device: torch.device) -> int:
+    def prepare(self, state: Pass, pack: list[Branch], symbols: list[np.ndarray]) -> int:
         """Put the edits of a pack's tokens into its pass; returns how many rows will be changed, over all layers."""
         rows, start = 0, 0
         for branch in pack:
             for place, (sequence, position) in enumerate(branch.symbol_at.tolist()):
                 for edit in self.at.get(sequence, {}).get(position, ()):
-                    rows += self._put(state, edit, branch, place, start, position, device)
+                    rows += self._put(state, edit, branch, place, start, position)
                     self.done.add((int(symbols[sequence][position]), position))
             start += len(branch)
         return rows
 
-    def _put(
-        self, state: Pass, edit: Edit, branch: Branch, place: int, start: int, position: int, device: torch.device
-    ) -> int:
+    def _put(self, state: Pass, edit: Edit, branch: Branch, place: int, start: int, position: int) -> int:
         if isinstance(edit, Patch):
-            value = torch.tensor(edit.values[edit.positions.index(position)], device=device)
             table = state.stream_patches if edit.head is None else state.head_patches
-            table.setdefault(edit.layer, []).append(RowPatch(start + place, value, edit.head, edit.add))
+            patches, flat = table.setdefault(edit.layer, []), start + place
+            last = patches[-1] if patches else None
+            # what is changed twice is changed in order, so only neighbours of one kind are changed together
+            if last is None or (last.head, last.add) != (edit.head, edit.add) or flat in last.rows:
+                last = RowPatch(edit.head, edit.add)
+                patches.append(last)
+            last.rows[flat] = edit.values[edit.positions.index(position)]
             return 1
         path = branch.chain(place)
         first = position - len(path) + 1

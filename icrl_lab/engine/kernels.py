@@ -36,20 +36,21 @@ def attend(q, k, v, scale: float, *, cap=None, mask=None, causal=False, sees=Tru
     few = cpu and not free and q.dtype == torch.float32 and max(q.shape[2], k.shape[2]) <= FEW
     if cap is not None or few:
         return _written_out(q, k, v, scale, cap, mask, causal)
-    if free:
+    if _flash_serves(q) and mask is None:
+        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+        return out[0], out[1]
+    if cpu and free:
         whole, q = q, q.reshape(*k.shape[:2], -1, q.shape[3])
-        if cpu and laid is not None and q.dtype == torch.float32 and q.shape[2] * k.shape[2] >= MANY:
+        if laid is not None and q.dtype == torch.float32 and q.shape[2] * k.shape[2] >= MANY:
             out, lse = laid()(q, scale)
-        elif cpu or _flash_serves(q):
-            out, lse = _flash(q, k, v, scale, None, False)
         else:
-            out, lse = _written_out(q, k, v, scale, None, None, False)
+            out, lse = _flash_for_cpu(q, k, v, scale)
         return out.reshape(whole.shape), lse.reshape(whole.shape[:3])
-    if (cpu and (causal or sees)) or (causal and _flash_serves(q)):
+    if cpu and (causal or sees):
         group = q.shape[1] // k.shape[1]
         if group > 1:
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        return _flash(q, k, v, scale, mask, causal)
+        return _flash_for_cpu(q, k, v, scale, mask, causal)
     return _written_out(q, k, v, scale, None, mask, causal)
 
 
@@ -60,14 +61,11 @@ def scores_of(q, k, scale, cap):
 
 
 def _flash_serves(q: torch.Tensor) -> bool:
-    """Whether a GPU's flash kernel takes it."""
-    return q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    """Whether a GPU's flash kernel takes it; it shares keys among heads by itself."""
+    return q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
-def _flash(q, k, v, scale, mask, causal) -> Attended:
-    if q.device.type != "cpu":
-        out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
-        return out[0], out[1]
+def _flash_for_cpu(q, k, v, scale, mask=None, causal=False) -> Attended:
     added = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -math.inf)
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, causal, attn_mask=added, scale=scale
@@ -144,5 +142,5 @@ class _Head:
         out.div_(lse[:, None])
         lse.log_().add_(shift)
         if bool(wrong.any()):
-            again = _flash(q[wrong][None, None], self.k[None, None], self.v[None, None], 1.0, None, False)
+            again = _flash_for_cpu(q[wrong][None, None], self.k[None, None], self.v[None, None], 1.0)
             out[wrong], lse[wrong] = again[0][0, 0], again[1][0, 0]

@@ -135,7 +135,7 @@ def weights(state: Pass, layer: int, query, key, lse, scale, window, cap) -> tor
     assert state.asked is not None
     norm = lse[0].index_select(1, state.asked)[..., None]
     parts = _scores(state, layer, query, key, state.asked, state.columns, scale, window, cap)
-    return torch.cat([(part - norm).exp() for part in parts if part is not None], -1).cpu()
+    return torch.cat([(part - norm).exp() for part in parts if part is not None], -1)
 
 
 def cut(state: Pass, layer: int, query, key, value, out, lse, scale, window, cap):
@@ -174,7 +174,7 @@ def norms(state: Pass, layer: int, module: Any, value) -> tuple[torch.Tensor, to
 
     def lengths(v: torch.Tensor) -> torch.Tensor:
         v = v.float().repeat_interleave(group, 0)  # (heads, n, width)
-        return torch.einsum("hnv,hvw,hnw->hn", v, gram, v).clamp(min=0).sqrt().cpu()
+        return torch.einsum("hnv,hvw,hnw->hn", v, gram, v).clamp(min=0).sqrt()
 
     v = state.path.read(layer, state.prefix)[1][0] if state.prefix else value[0][:, :0]
     v = v if state.columns is None or not state.prefix else v.index_select(1, state.columns)

@@ -281,7 +281,7 @@ class Engine:
         state = attention.Pass(self.path, layout, prefix, self.laid_out, commit=commit)
         starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
         ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
-        changes = job.edits.prepare(state, pack, job.symbols, self.device) if job.edits else 0
+        changes = job.edits.prepare(state, pack, job.symbols) if job.edits else 0
         marked = job.keeper.mark(state, pack, self.device) if job.keeper else None
         logits = self._model(job, state, where, [at for _, at in ends])
         if state.applied != changes:
