@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 SHARE = 0.75  # of the ratio that the cost model predicts
 TARGETS = {("smollm2-135m", 512, 64): 18, ("smollm2-135m", 2048, 64): 33, ("smollm2-135m", 512, 500): 28, ("smollm2-135m", 2048, 500): 80}  # fmt: skip
-RATES = {("NVIDIA H200", "llama-3.1-8b", 2048, 500): 700}  # queries a second; at N = 64 the prefix takes half of the time
+# queries a second; at N = 64 the prefix takes half of the time
+RATES = {("NVIDIA H200", "llama-3.1-8b", 2048, 500): 700}
 DIFFERENCE = 1e-5  # of float32 log-probabilities, to a full forward
 MEMORY = 1500.0  # MB above the model
 CAPTURE = 1.15  # times scoring alone, with attention rows captured
@@ -57,7 +58,9 @@ def limits(
             if target is not None:
                 out.append(limit(f"N = {n}, {clock}: times a full forward", ratio, target))
         gpu = torch.cuda.get_device_name() if plan.device == "cuda" else ""
-        bound = next((v for (g, *case), v in RATES.items() if gpu.startswith(g) and case == [llm.name, prefix, n]), None)
+        bound = next(
+            (v for (g, *case), v in RATES.items() if gpu.startswith(g) and case == [llm.name, prefix, n]), None
+        )
         if bound is not None:
             out.append(limit(f"N = {n}: queries a second", row["queries/s"], bound))
     if full["dtype"] == "float32":

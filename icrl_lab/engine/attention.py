@@ -281,11 +281,7 @@ def _own(state, layer, query, key, value, scale, window, cap):
 def _merge(out_a, lse_a, out_b, lse_b):
     """Two softmaxes over disjoint keys as one."""
     weight = torch.sigmoid(lse_a - lse_b)[..., None]  # of the first in both; its log-sum-exp is finite
-    lse = torch.logaddexp(lse_a, lse_b)
-    if not out_a.is_cuda or torch.float32 in (out_a.dtype, out_b.dtype):
-        return torch.lerp(out_b.float(), out_a.float(), weight), lse
-    # the same sum in float32; a GPU widens numbers as it reads them and narrows them as it writes
-    return torch.addcmul(out_b * (1 - weight), out_a, weight, out=torch.empty_like(out_a)), lse
+    return torch.lerp(out_b.float(), out_a.float(), weight), torch.logaddexp(lse_a, lse_b)
 
 
 # no mask function of this name is registered, so transformers makes none (and looks for no packed sequences in the positions,

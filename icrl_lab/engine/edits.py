@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from icrl_lab.engine.attention import CutRow, Pass, RowPatch
 from icrl_lab.engine.tree import Branch, symbol_of
 from icrl_lab.errors import DataError
