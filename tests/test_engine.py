@@ -98,6 +98,20 @@ def test_a_kept_path_is_used_and_right(tiny):
     assert np.abs(engine.run(many).logprobs - first.logprobs).max() < NEAR
 
 
+def test_groups_share_a_pack_and_a_lone_prefix_is_kept(llama, monkeypatch):
+    """Three small trees are one pass, whatever stretch each of them shares; one alone keeps its stretch for the next call."""
+    passes = []
+    forward = Engine._forward
+    monkeypatch.setattr(Engine, "_forward", lambda self, *a, **k: passes.append(k) or forward(self, *a, **k))
+    groups = [prompts(llama, seed=s, prefix=30, tails=(1, 4, 2), deep=False) for s in (8, 9, 10)]
+    many = [p for group in groups for p in group]
+    assert np.abs(Engine(llama, branch=48).run(many).logprobs - reference(llama, many)).max() < NEAR
+    assert passes == [{}]
+    engine = Engine(llama, branch=48)
+    engine.run(groups[0])
+    assert len(passes) == 3 and engine.run([p.extend([5]) for p in groups[0]]).computed <= 10
+
+
 def test_prompt_that_is_a_prefix_of_another(tiny):
     long = prompts(tiny, seed=8, tails=(9,), deep=False)[0]
     cut = [Rendered(long.ids[:n], long.vectors[: (long.ids[:n] == SLOT).sum()]) for n in (12, 30, len(long))]

@@ -29,3 +29,13 @@ def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch,
     chosen, measured = models.measure(llama.model, None)
     assert chosen == best and measured["seconds by threads"] == pytest.approx(cost)
     assert models.measure(llama.model, 2)[0] == 2  # who says how many gets as many
+
+
+def test_a_model_with_soft_caps_is_compared_with_attention_that_has_them():
+    import transformers as tf
+
+    from tests.conftest import tiny_config
+
+    model = tf.AutoModelForCausalLM.from_config(tiny_config("gemma2"))
+    model.config._attn_implementation = "sdpa"  # the default of older transformers, which newer ones refuse
+    assert models.wrap("gemma2", model, None, prove=False).model.config._attn_implementation == "eager"

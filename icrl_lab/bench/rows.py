@@ -7,6 +7,7 @@ the log-probabilities of the labels, so that its answers can be held against tho
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,14 +74,19 @@ def repeated(llm: LLM, work: Workload, state: Any, which: Sequence[int]) -> np.n
     return read(out.logits, work)
 
 
+def after(llm: LLM, cache: Any, embeds: Any) -> Any:
+    """Logits (batch, 1, V) after (batch, tokens, width) embeddings that follow a cache, which grows by them."""
+    # the argument's name in transformers: `cache` from 5.24 on, and the other before
+    name = "cache" if "cache" in inspect.signature(llm.model.forward).parameters else "past_key_values"
+    return llm.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **{name: cache}).logits
+
+
 def prefill(llm: LLM, work: Workload) -> Any:
     """The prefix's cache, by transformers."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=llm.model.config)
-    llm.model(
-        inputs_embeds=embed(llm, work, 0)[None, : work.prefix], past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
+    after(llm, cache, embed(llm, work, 0)[None, : work.prefix])
     return cache
 
 
@@ -89,8 +95,7 @@ def one_by_one(llm: LLM, work: Workload, cache: Any, which: Sequence[int]) -> np
     rows = []
     for q in which:
         suffix = embed(llm, work, q)[None, work.prefix :]
-        out = llm.model(inputs_embeds=suffix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        rows.append(read(out.logits, work))
+        rows.append(read(after(llm, cache, suffix), work))
         cache.crop(-work.suffix)
     return np.concatenate(rows)
 
@@ -119,8 +124,7 @@ def expanded(llm: LLM, work: Workload, cache: Any, which: Sequence[int]) -> np.n
         some = list(which[start : start + batch])
         suffix = torch.stack([embed(llm, work, q)[work.prefix :] for q in some])
         suffix = torch.cat([suffix, suffix[:1].expand(batch - len(some), -1, -1)])
-        out = llm.model(inputs_embeds=suffix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        rows.append(read(out.logits, work)[: len(some)])
+        rows.append(read(after(llm, cache, suffix), work)[: len(some)])
         cache.crop(-work.suffix)
     return np.concatenate(rows)
 
