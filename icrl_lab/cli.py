@@ -7,6 +7,7 @@ Knows no science. A mistake of the user's is one sentence on standard error and 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -160,6 +161,7 @@ def _study(spec, out: str, resume: bool) -> int:
     from icrl_lab.studies import load
 
     study = load(spec, progress=None)
+    gc.freeze()  # a million objects of libraries stay to the end; the collector would look at them at each of its rounds
     _say(f"{study.task!r}; vectors {study.vectors.space}; {study.llm!r}; ready after {time.time() - start:.1f} s")
     if study.task.dropped:
         first, count = study.task.dropped[0], len(study.task.dropped)

@@ -5,7 +5,7 @@ value, `build` a pure function of it, and `render` makes one tokenisation of one
 model and no score: vectors come from the maps, labels come written from the answers' room.
 
     templates.py   the layouts, and `layout` for the user's own
-    building.py    `build`: a template, shots and queries become a Prompt
+    building.py    `build`, `build_all`: a template, shots and queries become Prompts
     tokens.py      the tokenizer seen so that the text of data can never be a control token
     rendering.py   `render`, `render_all`: ids, slots, spans
     cuts.py        where the prompt ends and its label begins, for any tokenizer
@@ -14,7 +14,7 @@ model and no score: vectors come from the maps, labels come written from the ans
 
 from __future__ import annotations
 
-from icrl_lab.prompts.building import VIEWS, Example, build
+from icrl_lab.prompts.building import VIEWS, Example, build, build_all
 from icrl_lab.prompts.cuts import Cut, cuts
 from icrl_lab.prompts.pieces import Piece, pieces
 from icrl_lab.prompts.rendering import refill, render, render_all
@@ -29,6 +29,7 @@ __all__ = [
     "Piece",
     "Template",
     "build",
+    "build_all",
     "cuts",
     "layout",
     "pieces",

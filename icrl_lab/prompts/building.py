@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.prompts.templates import FIELDS, Template, pieces
@@ -27,10 +28,15 @@ class Example:
     code: str | None = None
 
 
-def build(
+def build(template: Template, shots: Sequence[Example], queries: Sequence[Example], **options: Any) -> Prompt:
+    """The prompt that shows `shots` with their labels and asks about `queries`; options of `build_all`."""
+    return build_all(template, shots, [queries], **options)[0]
+
+
+def build_all(
     template: Template,
     shots: Sequence[Example],
-    queries: Sequence[Example],
+    asked: Sequence[Sequence[Example]],
     *,
     view: str = "vector",
     width: int = 1,
@@ -38,8 +44,8 @@ def build(
     units: str = "",
     scale: str = "",
     noun: str = "item",
-) -> Prompt:
-    """The prompt that shows `shots` with their labels and asks about `queries`.
+) -> list[Prompt]:
+    """A prompt for each of `asked`, lists of queries, behind the same shots. What stands before the queries is built once.
 
     view    "text", "vector", or "both" (the text first, then the slot); an Example's `code` stands in for its slot
     width   vectors a slot
@@ -51,41 +57,24 @@ def build(
     """
     if view not in VIEWS:
         raise StudyError(f"unknown view {view!r}: {nearest(view, VIEWS)}")
-    if not queries:
-        raise StudyError("a prompt needs at least one query")
-    if len(queries) > 1 and "number" not in [n for f, n in pieces(template.query or "", template.name, FIELDS) if f]:
-        raise StudyError(
-            f"layout {template.name!r} asks one query a prompt; for {len(queries)}, take 'paper' or put {{number}} in its query"
-        )
+    numbered = "number" in [n for f, n in pieces(template.query or "", template.name, FIELDS) if f]
+    for queries in asked:
+        if not queries:
+            raise StudyError("a prompt needs at least one query")
+        if len(queries) > 1 and not numbered:
+            raise StudyError(
+                f"layout {template.name!r} asks one query a prompt; for {len(queries)}, take 'paper' or put {{number}} in its query"
+            )
     scale = scale or (f"in {units}" if units else "")
-    common = {
-        "property": property,
-        "units": units,
-        "scale": f" {scale}" if scale else "",
-        "noun": noun,
-        "count": str(len(queries)),
-    }
-    write = _Writer(template, view, width, common)
-    if template.header:
-        write.form(template.header, "template")
-        write.put(template.separator)
-    for i, shot in enumerate(shots):
-        write.form(template.shot, "template", i, f"shot{i}", shot)
-        write.put(template.separator)
-    if template.bridge:
-        write.form(template.bridge, "template")
-        write.put(template.separator)
-    ask = template.query if template.query is not None else template.shot
-    for j, query in enumerate(queries):
-        if j:
-            write.put(template.separator)
-        write.form(ask, "question", len(shots) + j, f"query{j}", query, until_label=True, number=j + 1)
-    if template.footer:
-        write.put(template.separator)
-        write.form(template.footer, "question")
-    one = {**common, "number": "1"}
-    system, answer = _fill(template.system, template, one), _fill(template.answer, template, one)
-    return Prompt(tuple(write.parts), system, answer if template.chat and len(queries) == 1 else "", template.chat)
+    common = {"property": property, "units": units, "scale": f" {scale}" if scale else "", "noun": noun}
+    heads: dict[int, _Writer] = {}
+    out = []
+    for queries in asked:
+        if len(queries) not in heads:  # a layout may say how many are asked
+            write = _Writer(template, view, width, {**common, "count": str(len(queries))})
+            heads[len(queries)] = write.opened(shots)
+        out.append(heads[len(queries)].copy().asked(queries, len(shots)))
+    return out
 
 
 def _fill(text: str, template: Template, values: Mapping[str, str]) -> str:
@@ -98,6 +87,40 @@ class _Writer:
     def __init__(self, template: Template, view: str, width: int, common: Mapping[str, str]) -> None:
         self.template, self.view, self.width, self.common = template, view, width, common
         self.parts: list[Text | Slot] = []
+
+    def opened(self, shots: Sequence[Example]) -> _Writer:
+        """What stands before the queries is written."""
+        template = self.template
+        if template.header:
+            self.form(template.header, "template")
+            self.put(template.separator)
+        for i, shot in enumerate(shots):
+            self.form(template.shot, "template", i, f"shot{i}", shot)
+            self.put(template.separator)
+        if template.bridge:
+            self.form(template.bridge, "template")
+            self.put(template.separator)
+        return self
+
+    def copy(self) -> _Writer:
+        other = _Writer(self.template, self.view, self.width, self.common)
+        other.parts = list(self.parts)
+        return other
+
+    def asked(self, queries: Sequence[Example], shots: int) -> Prompt:
+        """The prompt, when the queries behind so many shots are written."""
+        template = self.template
+        ask = template.query if template.query is not None else template.shot
+        for j, query in enumerate(queries):
+            if j:
+                self.put(template.separator)
+            self.form(ask, "question", shots + j, f"query{j}", query, until_label=True, number=j + 1)
+        if template.footer:
+            self.put(template.separator)
+            self.form(template.footer, "question")
+        one = {**self.common, "number": "1"}
+        system, answer = _fill(template.system, template, one), _fill(template.answer, template, one)
+        return Prompt(tuple(self.parts), system, answer if template.chat and len(queries) == 1 else "", template.chat)
 
     def put(self, text: str, role: str = "template", shot: int | None = None) -> None:
         if not text:

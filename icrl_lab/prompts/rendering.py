@@ -41,13 +41,12 @@ def render_all(
     """
     tok = plain(tokenizer)
     pieces = [_pieces(prompt, tok, tokenizer) for prompt in prompts]
-    encoded = tok.encode(["".join(text for text, _ in piece) for piece in pieces])
+    whole = ["".join(texts) for texts, _ in pieces]
     where = {} if vectors is None else {item: row for row, item in enumerate(vectors.ids)}
-    out = []
-    for prompt, piece, tokens in zip(prompts, pieces, encoded):
+    out, known = [], {}
+    for prompt, (texts, parts), text, tokens in zip(prompts, pieces, whole, tok.encode(whole)):
         raw = np.asarray(tokens.ids, np.int64)
-        edges = np.cumsum([0] + [len(text) for text, _ in piece])
-        parts = [part for _, part in piece]
+        edges = np.cumsum([0, *map(len, texts)])
         offsets = np.asarray(tokens.offsets, np.int64).reshape(-1, 2)
         owner = _owners(offsets, edges, parts)
         if tok.leaks[raw].any():
@@ -57,9 +56,8 @@ def render_all(
         if context is not None and length + ROOM > context:
             _refuse_length(length, context, prompt)
         ids = np.concatenate([np.asarray(tok.prefix[:start], np.int64), tok.table[raw]])
-        text = "".join(text for text, _ in piece)
         words = tok.prefix_tokens[:start] + _words(text, offsets[:, 1], ids[start:], tok)
-        out.append(Rendered(ids, _rows(prompt, vectors, where), _spans(parts, owner, start), words))
+        out.append(Rendered(ids, _rows(prompt, vectors, where), _spans(parts, owner, start, known), words))
     return out
 
 
@@ -73,21 +71,17 @@ def refill(rendered: Sequence[Rendered], vectors: Vectors) -> list[Rendered]:
     return out
 
 
-def _pieces(prompt: Prompt, tok: Plain, tokenizer: Any) -> list[tuple[str, Text | Slot]]:
-    """The prompt's string in pieces, each with the part it belongs to; no piece is empty."""
+def _pieces(prompt: Prompt, tok: Plain, tokenizer: Any) -> tuple[list[str], list[Text | Slot]]:
+    """The prompt's string in pieces, and the part that each belongs to; no piece is empty."""
     for part in (*prompt.parts, Text(prompt.system), Text(prompt.answer)):
         if isinstance(part, Text) and (OPEN in part.text or CLOSE in part.text):
             raise DataError(f"{_whose(part, prompt)} holds the reserved character U+F1CA1 or U+F1CA2; remove it")
-    pieces = [(SLOT_ALIAS * p.width if isinstance(p, Slot) else p.text, p) for p in prompt.parts]
+    parts: list[Text | Slot] = list(prompt.parts)
     if prompt.chat:
-        before, after = _frame(prompt.system, tok, tokenizer)
-        pieces = [
-            *((text, Text(text)) for text in before),
-            *pieces,
-            (after, Text(after)),
-            (prompt.answer, Text(prompt.answer, "question")),
-        ]
-    return [(text, part) for text, part in pieces if text]  # type: ignore[misc]
+        head, tail = _frame(prompt.system, tok, tokenizer)
+        parts = [*map(Text, head), *parts, Text(tail), Text(prompt.answer, "question")]
+    parts = [p for p in parts if (p.width if isinstance(p, Slot) else p.text)]
+    return [SLOT_ALIAS * p.width if isinstance(p, Slot) else p.text for p in parts], parts
 
 
 def _frame(system: str, tok: Plain, tokenizer: Any) -> tuple[tuple[str, ...], str]:
@@ -152,18 +146,19 @@ def _words(text: str, ends: np.ndarray, ids: np.ndarray, tok: Plain) -> tuple[st
     return tuple(words)
 
 
-def _spans(parts: Sequence[Text | Slot], owner: np.ndarray, start: int) -> tuple[Span, ...]:
-    spans = [Span("template", 0, start)] if start else []
+def _spans(parts: Sequence[Text | Slot], owner: np.ndarray, start: int, known: dict[tuple, Span]) -> tuple[Span, ...]:
+    """`known` are spans of other prompts: those that share their shots share the spans, which else were most of their objects."""
+    found: list[tuple] = [("template", 0, start)] if start else []
     change = np.flatnonzero(np.diff(owner)) + 1
     bounds = [0, *change.tolist(), len(owner)] if len(owner) else [0]
     for lo, hi in pairwise(bounds):
         part = parts[owner[lo]]
         if isinstance(part, Slot):
             assert hi - lo == part.width, "a slot is not its placeholders: this tokenizer changes added tokens"
-            spans.append(Span("slot", lo + start, hi + start, part.shot, part.key, part.item))
+            found.append(("slot", lo + start, hi + start, part.shot, part.key, part.item))
         else:
-            spans.append(Span(part.role, lo + start, hi + start, part.shot))
-    return tuple(spans)
+            found.append((part.role, lo + start, hi + start, part.shot))
+    return tuple(known.get(key) or known.setdefault(key, Span(*key)) for key in found)
 
 
 def _rows(prompt: Prompt, vectors: Vectors | None, where: dict[str, int]) -> np.ndarray:

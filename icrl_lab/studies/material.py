@@ -430,4 +430,4 @@ class Material:
         view = "text" if cell.arm.name == "text" else "both" if cell.with_text else "vector"
         once = [self._example(cell.arm, int(p), label) for p, label in zip(group.positions, group.written)]
         shown = once * self.plan.repeat
-        return [prompts.build(self.template, shown, some, view=view, width=width, **words) for some in several]
+        return prompts.build_all(self.template, shown, several, view=view, width=width, **words)

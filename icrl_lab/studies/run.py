@@ -339,8 +339,8 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
 def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:
     """What these prompts are."""
     key = hashlib.blake2b(digest_size=16)
-    for prompt in prompts:
-        key.update(prompt.ids.tobytes() + prompt.vectors.tobytes())
+    for symbols in all_symbols(list(prompts)):
+        key.update(len(symbols).to_bytes(8, "little") + symbols.tobytes())
     key.update(more.encode())
     return key.digest()
 
