@@ -8,7 +8,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from icrl_lab.errors import DataError, ModelError, StudyError
-from icrl_lab.prompts import LAYOUTS, MARKERS, VIEWS, Example, Template, build, cuts, layout, refill, render, render_all
+from icrl_lab.prompts import (
+    LAYOUTS,
+    MARKERS,
+    VIEWS,
+    Example,
+    Template,
+    build,
+    build_all,
+    cuts,
+    layout,
+    refill,
+    render,
+    render_all,
+)
 from icrl_lab.values import SLOT, Prompt, Slot, Text, Vectors
 from tests.families import FAMILIES, family
 
@@ -94,6 +107,20 @@ def test_several_queries_are_numbered_and_leave_the_opening_to_the_model():
     assert ask("paper").answer == "Answer 1: "
     with pytest.raises(StudyError, match="one query a prompt"):
         ask("arrow", queries=2)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_prompts_behind_the_same_shots_are_those_that_are_built_one_by_one(name, view):
+    asked = [POOL[6:7], POOL[7:8], POOL[8:10], POOL[6:9], POOL[9:10]]
+    if "{number}" not in (layout(name).query or ""):
+        asked = [some[:1] for some in asked]
+    words = {"view": view, "width": 2, "property": "solubility", "units": "log mol/L"}
+    many = build_all(layout(name), POOL[:5], asked, **words)
+    assert many == [build(layout(name), POOL[:5], some, **words) for some in asked]
+    assert many[0].parts[0] is many[1].parts[0]  # the shots are built once
+    with pytest.raises(StudyError, match="needs at least one query"):
+        build_all(layout(name), POOL[:5], [POOL[6:7], []])
 
 
 def test_what_does_not_vary_stands_before_the_query(tokenizer):

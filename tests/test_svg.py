@@ -208,3 +208,9 @@ def test_figures_of_a_notebook_carry_a_picture_and_a_chosen_renderer_is_left_alo
         assert pio.renderers[still.NAME].to_mimebundle(unknown.to_dict()) == {}
     finally:
         pio.renderers.default = before
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_faint_trace_is_faint_whether_it_is_cut_or_not(clipped):
+    figure = go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", opacity=0.4, cliponaxis=clipped))
+    assert 'opacity="0.4"' in svg(figure)

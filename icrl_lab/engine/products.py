@@ -52,8 +52,8 @@ def possible(dtype: torch.dtype) -> tuple[str, ...]:
 def lay_out(model: Any) -> int:
     """Have the linear layers of the blocks and the unembedding use weights laid out for oneDNN; the number of layers.
 
-    None, and 0, where memory is short. The layers keep their weights: what reads or trains them finds them, at the price of a second copy. A layer whose weight was changed,
-    moved or cast, or through which a gradient flows, uses torch's way again.
+    None, and 0, where memory is short. The layers keep their weights: what reads or trains them finds them, at the price of a
+    second copy. A layer whose weight was changed, moved or cast, or through which a gradient flows, uses torch's way again.
     """
     try:
         layers = [m for block in blocks(model)[0] for m in block.modules()] + [model.get_output_embeddings()]
@@ -91,9 +91,8 @@ class _Laid:
         return torch.ops.mkldnn._linear_pointwise(x, self.laid, self.bias, "none", [], "")
 
     def __deepcopy__(self, memo: dict) -> Callable[[torch.Tensor], torch.Tensor]:
-        return torch.nn.Linear.forward.__get__(
-            copy.deepcopy(self.layer, memo)
-        )  # a copy is laid out when it is asked for
+        # a copy is laid out when it is asked for
+        return torch.nn.Linear.forward.__get__(copy.deepcopy(self.layer, memo))
 
 
 def _state(layer: torch.nn.Linear) -> tuple:

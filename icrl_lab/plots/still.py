@@ -21,11 +21,10 @@ class Still(MimetypeRenderer):
     """The figure as SVG; nothing for a kind of figure that is not known here."""
 
     def to_mimebundle(self, fig_dict: dict[str, Any]) -> dict[str, str]:
+        # any figure of the page may come here, also the user's own: then there is no picture, and plotly's own stays
         try:
             return {"image/svg+xml": svg(fig_dict)}
-        except (
-            Exception
-        ):  # any figure of the page may come here, also the user's own: no picture, and plotly's own stays
+        except Exception:
             return {}
 
 

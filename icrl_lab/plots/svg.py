@@ -23,6 +23,8 @@ from icrl_lab.plots.svg_marks import INK, words
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+Sign = tuple[str, float]  # of a legend: drawn around y = 0, and the pixels until its words
+
 SIZE = 700
 GRID = ' stroke="#888" stroke-opacity="0.22"'
 DRAW = {"scatter": marks.scatter, "scattergl": marks.scatter, "bar": marks.bar, "heatmap": marks.heatmap}
@@ -123,35 +125,38 @@ def _scaled(data: list[dict], layout: dict) -> list[dict]:
 
 def _clipped(body: str, x: Axis, y: Axis, trace: dict) -> str:
     """Marks within their panel; an element of its own clips without a name that two pictures of a page could share."""
-    if not body or trace.get("cliponaxis") is False:
+    thin = number(trace.get("opacity", 1))
+    faint = f' opacity="{thin:g}"' if thin < 1 else ""
+    if body and trace.get("cliponaxis") is False:
+        return f"<g{faint}>{body}</g>" if faint else body
+    if not body:
         return body
     edge = 5.0
     a, b = min(x.start, x.stop) - edge, min(y.start, y.stop) - edge
     wide, tall = abs(x.stop - x.start) + 2 * edge, abs(y.stop - y.start) + 2 * edge
     where = f'x="{a:.1f}" y="{b:.1f}" width="{wide:.1f}" height="{tall:.1f}" viewBox="{a:.1f} {b:.1f} {wide:.1f} {tall:.1f}"'
-    thin = number(trace.get("opacity", 1))
-    return f'<svg {where} overflow="hidden"' + (f' opacity="{thin:g}"' if thin < 1 else "") + f">{body}</svg>"
+    return f'<svg {where} overflow="hidden"{faint}>{body}</svg>'
 
 
 # --------------------------------------------------------------------------------------------- legend
 
 
-def _keys(data: list[dict], layout: dict, width: int) -> list[list[tuple[float, str, str]]]:
-    """Rows of (place, drawn sign, words): the legend's entries, then a scale for each colour bar."""
-    entries: list[tuple[float, str, str]] = []
+def _keys(data: list[dict], layout: dict, width: int) -> list[list[tuple[float, Sign, str]]]:
+    """Rows of (place, sign, words): the legend's entries, then a scale for each colour bar."""
+    entries: list[tuple[Sign, str]] = []
     named = [t for t in data if t.get("name") and t.get("showlegend") is not False]
     if layout.get("showlegend") is True or (layout.get("showlegend") is None and len(named) > 1):
-        entries += [(26.0, _sign(trace), " ".join(lines(trace["name"]))) for trace in named]
+        entries += [(_sign(trace), " ".join(lines(trace["name"]))) for trace in named]
     seen = set()
     for trace in data:
         found = _ramp(trace)
-        if found and found[2] not in seen:
-            seen.add(found[2])
+        if found and found[1] not in seen:
+            seen.add(found[1])
             entries.append(found)
-    rows: list[list[tuple[float, str, str]]] = [[]]
+    rows: list[list[tuple[float, Sign, str]]] = [[]]
     at = 8.0
-    for wide, sign, said in entries:
-        need = wide + LETTER * len(said) + 18
+    for sign, said in entries:
+        need = sign[1] + LETTER * len(said) + 18
         if rows[-1] and at + need > width:
             rows.append([])
             at = 8.0
@@ -160,20 +165,19 @@ def _keys(data: list[dict], layout: dict, width: int) -> list[list[tuple[float, 
     return [row for row in rows if row]
 
 
-def _legend(rows: list[list[tuple[float, str, str]]], top: float) -> Iterator[str]:
+def _legend(rows: list[list[tuple[float, Sign, str]]], top: float) -> Iterator[str]:
     for i, row in enumerate(rows):
         y = top + 20 * i + 12
-        for at, sign, said in row:
-            body, _, wide = sign.rpartition("|")
-            yield f'<g transform="translate({at:.1f} {y - 4:.1f})">{body}</g>{words(at + float(wide), y, html.escape(said), "start")}'
+        for at, (drawn, wide), said in row:
+            yield f'<g transform="translate({at:.1f} {y - 4:.1f})">{drawn}</g>{words(at + wide, y, html.escape(said), "start")}'
 
 
-def _sign(trace: dict) -> str:
-    """What a trace looks like, 20 pixels wide around y = 0, and behind a bar the pixels until its words."""
+def _sign(trace: dict) -> Sign:
+    """What a trace looks like, 20 pixels wide."""
     ends = Axis(0, 20, 0, 1, (), "", None, False, "y"), Axis(-5, 5, 0, 1, (), "", None, False, "x")
     if trace.get("type") in ("bar", "heatmap"):
         colour = marks.colours_of(trace.get("marker") or {}, 1, None)[0]
-        return f'<rect x="3" y="-5" width="14" height="10" fill="{colour}"/>|26'
+        return f'<rect x="3" y="-5" width="14" height="10" fill="{colour}"/>', 26.0
     one = {key: trace.get(key) for key in ("mode", "line", "marker")}
     mode = str(one["mode"] or "lines+markers")
     marker = {k: (v[0] if isinstance(v, (list, tuple, np.ndarray)) and len(v) and k != "colorscale" else v) for k, v in (one["marker"] or {}).items()}  # fmt: skip
@@ -190,22 +194,21 @@ def _sign(trace: dict) -> str:
         parts += marks.scatter({"x": [0, 1], "y": [0.5, 0.5], "mode": "lines", "line": line}, *ends)
     if "markers" in mode:
         parts += marks.scatter({"x": [0.5], "y": [0.5], "mode": "markers", "marker": marker, "line": line}, *ends)
-    return "".join(parts) + "|26"
+    return "".join(parts), 26.0
 
 
-def _ramp(trace: dict) -> tuple[float, str, str] | None:
-    """The colour scale of a heat map or of points, with the values at its ends."""
+def _ramp(trace: dict) -> tuple[Sign, str] | None:
+    """The colour scale of a heat map or of points, with the values at its ends and its title."""
     marker = trace.get("marker") or {}
     if trace.get("type") == "heatmap" and trace.get("showscale") is not False:
         z = np.array([[number(v) for v in row] for row in trace["z"]])
         if not np.isfinite(z).any():
             return None
-        (low, high), given, bar = marks.limits(trace, z), trace.get("colorscale"), trace.get("colorbar") or {}
+        (low, high), given, bar = marks.limits(trace, z, "z"), trace.get("colorscale"), trace.get("colorbar") or {}
     elif marker.get("showscale") and not isinstance(marker.get("color", ""), str):
         values = np.array([number(v) for v in marker["color"]])
-        low, high = (number(marker.get(k)) for k in ("cmin", "cmax"))
-        low, high = low if math.isfinite(low) else np.nanmin(values), high if math.isfinite(high) else np.nanmax(values)
-        given, bar = marker.get("colorscale"), marker.get("colorbar") or {}
+        (low, high), given = marks.limits(marker, values, "c"), marker.get("colorscale")
+        bar = marker.get("colorbar") or {}
     else:
         return None
     title = bar.get("title") or ""
@@ -213,7 +216,7 @@ def _ramp(trace: dict) -> tuple[float, str, str] | None:
     write = (lambda v: f"{v:.0%}") if "%" in str(bar.get("tickformat")) else (lambda v: f"{v:.2g}")
     start = LETTER * len(write(low)) + 9
     cells = "".join(f'<rect x="{start + 4 * i:.1f}" y="-5" width="4.3" height="10" fill="{marks.scale(given, i / 19)}"/>' for i in range(20))  # fmt: skip
-    return start + 84, f"{words(0, 4, write(low), 'start')}{cells}|{start + 86:.1f}", f"{write(high)} {said}".strip()
+    return (f"{words(0, 4, write(low), 'start')}{cells}", start + 86.0), f"{write(high)} {said}".strip()
 
 
 # --------------------------------------------------------------------------------------------- frame and words

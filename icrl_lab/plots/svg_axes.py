@@ -40,7 +40,6 @@ class Axis:
     shown: bool = True
     labelled: bool = True
     grid: bool = True
-    zero: bool = True
 
     def pixel(self, place: float) -> float:
         """Pixel of a place in the axis' own units: a value, its logarithm, or a category's number."""
@@ -100,7 +99,6 @@ def _axis(name: str, group: list[str], every: dict[str, dict], plain: dict, box:
         "shown": own.get("visible") is not False,
         "labelled": own.get("showticklabels") is not False,
         "grid": own.get("showgrid") is not False,
-        "zero": own.get("zeroline") is not False,
     }
     if own.get("type") == "category" or any(isinstance(v, str) and math.isnan(number(v)) for v in seen):
         first = own.get("categoryarray")

@@ -210,7 +210,7 @@ def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
     z = np.array([[number(v) for v in row] for row in trace["z"]])
     if not z.size or not np.isfinite(z).any():
         return
-    low, high = limits(trace, z)
+    low, high = limits(trace, z, "z")
     xs = list(range(z.shape[1])) if trace.get("x") is None else list(trace["x"])
     ys = list(range(z.shape[0])) if trace.get("y") is None else list(trace["y"])
     wide = abs(x.stop - x.start) / max(abs(x.high - x.low), 1e-9)
@@ -248,12 +248,11 @@ def _cell_words(trace: dict) -> Callable[[int, int, float], str]:
     return lambda i, j, value: ""
 
 
-def limits(trace: dict, z: np.ndarray) -> tuple[float, float]:
-    """The values at the two ends of a colour scale."""
-    low, high = (number(trace.get(k)) for k in ("zmin", "zmax"))
-    low = low if math.isfinite(low) else float(np.nanmin(z))
-    high = high if math.isfinite(high) else float(np.nanmax(z))
-    middle = number(trace.get("zmid"))
+def limits(of: dict, values: np.ndarray, letter: str) -> tuple[float, float]:
+    """The values at the two ends of a colour scale: of a heat map ("z") or of a marker ("c")."""
+    low, high, middle = (number(of.get(letter + end)) for end in ("min", "max", "mid"))
+    low = low if math.isfinite(low) else float(np.nanmin(values))
+    high = high if math.isfinite(high) else float(np.nanmax(values))
     if math.isfinite(middle):
         reach = max(high - middle, middle - low)
         low, high = middle - reach, middle + reach
@@ -267,9 +266,7 @@ def colours_of(marker: dict, n: int, fallback: Any) -> list[str]:
         if len(colour) and isinstance(colour[0], str):
             return [safe(c) for c in colour]
         values = np.array([number(c) for c in colour])
-        low, high = number(marker.get("cmin")), number(marker.get("cmax"))
-        low = low if math.isfinite(low) else float(np.nanmin(values))
-        high = high if math.isfinite(high) else float(np.nanmax(values))
+        low, high = limits(marker, values, "c")
         return [scale(marker.get("colorscale"), (v - low) / ((high - low) or 1.0)) for v in values]
     return [safe(colour or INK)] * n
 

@@ -43,7 +43,8 @@ def render_all(
     pieces = [_pieces(prompt, tok, tokenizer) for prompt in prompts]
     whole = ["".join(texts) for texts, _ in pieces]
     where = {} if vectors is None else {item: row for row, item in enumerate(vectors.ids)}
-    out, known = [], {}
+    out: list[Rendered] = []
+    known: dict[tuple, Span] = {}
     for prompt, (texts, parts), text, tokens in zip(prompts, pieces, whole, tok.encode(whole)):
         raw = np.asarray(tokens.ids, np.int64)
         edges = np.cumsum([0, *map(len, texts)])

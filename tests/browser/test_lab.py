@@ -22,9 +22,8 @@ def lab(playwright, tmp_path_factory):
     notebook["cells"][0]["source"] = f"import sys\nsys.path.insert(0, {str(root)!r})\n{PAGES}pages.geometry(300)"
     (room / "page.ipynb").write_text(json.dumps(notebook))
     command = [sys.executable, "-m", "icrl_lab.cli", "lab", "--dir", str(room), "--no-browser", "--port", str(port)]
-    own = {
-        f"JUPYTERLAB_{name.upper()}_DIR": str(room / name) for name in ("settings", "workspaces")
-    }  # not the user's tabs
+    # not the user's tabs
+    own = {f"JUPYTERLAB_{name.upper()}_DIR": str(room / name) for name in ("settings", "workspaces")}
     with served(command, port, JUPYTER_TOKEN="t", **own):
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token=t", room
     shutil.rmtree(room, ignore_errors=True)
