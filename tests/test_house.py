@@ -50,6 +50,12 @@ def test_a_room_imports_only_rooms_above_it(room, path):
     assert not below, f"{path.name} of {room} imports {below} at its top"
 
 
+def test_the_map_in_the_readme_names_every_room():
+    drawn = (ROOT / "README.md").read_text(encoding="utf-8").split("```\nicrl_lab/\n")[1].split("\ndata/")[0]
+    said = [name for line in drawn.splitlines() if line[2] != " " for name in line[2:].split("  ")[0].split()]
+    assert sorted(said) == sorted(p.name + "/" * p.is_dir() for p in PACKAGE.iterdir() if not p.name.startswith("__"))
+
+
 def test_the_check_would_see_a_wrong_import(tmp_path):
     wrong = tmp_path / "values.py"
     wrong.write_text("from icrl_lab.engine import Engine\nimport icrl_lab.cli\nfrom icrl_lab import plots\n")
