@@ -210,7 +210,8 @@ def test_leaving_a_point_out_is_measuring_without_it(cloud):
     found = spaces.left_out(spaces.cka, one, two)
     assert found.shape == (20,)
     for i in (0, 7, 19):
-        assert found[i] == spaces.cka(gram(np.delete(cloud, i, 0)), gram(np.delete(np.cos(cloud), i, 0)))
+        without = spaces.cka(gram(np.delete(cloud, i, 0)), gram(np.delete(np.cos(cloud), i, 0)))
+        assert found[i] == pytest.approx(without, rel=1e-12)  # a product of other rows may be summed in another order
     named = spaces.left_out(lambda g: {"a": spaces.mean_cosine(g)}, np.stack([one, two]))
     assert named["a"].shape == (2, 20)
 
