@@ -161,7 +161,7 @@ def _study(spec, out: str, resume: bool) -> int:
     from icrl_lab.studies import load
 
     study = load(spec, progress=None)
-    gc.freeze()  # a million objects of libraries stay to the end; the collector would look at them at each of its rounds
+    gc.freeze()  # some 400,000 objects of libraries stay to the end; the collector need not look at them in each of its rounds
     _say(f"{study.task!r}; vectors {study.vectors.space}; {study.llm!r}; ready after {time.time() - start:.1f} s")
     if study.task.dropped:
         first, count = study.task.dropped[0], len(study.task.dropped)

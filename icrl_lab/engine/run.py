@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # a subtree of at most this many tokens is one branch of a pack, with a dense mask of its own. A stretch and a pack of what follows
 # took 1.6 (288 tokens), 1.3 (490), 1.1 (580) and 1.0 (830) times as long on a CPU, and a GPU has the fewer passes to launch too
 BRANCH = 512
-# tokens a pack. On a CPU 1024 took 8 to 14 % less time than 512, 1280 another 4 to 8 % where branches are long, and 2048 the same;
+# tokens a pack. On a CPU 1024 took 8 to 14 % less time than 512, 1280 another 6 to 8 % where branches are long, and 2048 the same;
 # a GPU wants the weights read rarely
 PACK = {"cpu": 1280, "cuda": 8192}
 

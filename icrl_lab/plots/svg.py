@@ -125,12 +125,12 @@ def _scaled(data: list[dict], layout: dict) -> list[dict]:
 
 def _clipped(body: str, x: Axis, y: Axis, trace: dict) -> str:
     """Marks within their panel; an element of its own clips without a name that two pictures of a page could share."""
-    thin = number(trace.get("opacity", 1))
-    faint = f' opacity="{thin:g}"' if thin < 1 else ""
-    if body and trace.get("cliponaxis") is False:
-        return f"<g{faint}>{body}</g>" if faint else body
     if not body:
         return body
+    thin = number(trace.get("opacity", 1))
+    faint = f' opacity="{thin:g}"' if thin < 1 else ""
+    if trace.get("cliponaxis") is False:
+        return f"<g{faint}>{body}</g>"
     edge = 5.0
     a, b = min(x.start, x.stop) - edge, min(y.start, y.stop) - edge
     wide, tall = abs(x.stop - x.start) + 2 * edge, abs(y.stop - y.start) + 2 * edge
