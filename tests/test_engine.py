@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_lab.engine import Engine, attention
+from icrl_lab.engine import Engine, attention, parts
 from icrl_lab.engine.proof import plain
 from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
@@ -194,13 +194,34 @@ def test_the_model_is_the_same_afterwards_also_after_an_error(llama, monkeypatch
     before = (llama.model.config._attn_implementation, torch.get_num_threads())
     many = prompts(llama)
     engine = Engine(llama, branch=16)
+    mlp = parts.blocks(llama.model)[0][-1].mlp
+    monkeypatch.setattr(mlp, "forward", mlp.forward)  # as a library does that wraps a module
     expected = engine.run(many).logprobs
+    own = [dict(m.__dict__) for m in llama.model.modules()]
     monkeypatch.setattr(attention, "_merge", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(ValueError, match="broken"):
         engine.run(prompts(llama, seed=99))
+    assert [m.__dict__ for m in llama.model.modules()] == own
     monkeypatch.undo()
     assert (llama.model.config._attn_implementation, torch.get_num_threads()) == before
     assert np.abs(engine.run(many).logprobs - expected).max() < NEAR
+
+
+def test_the_last_block_computes_what_is_read_and_no_more(tiny):
+    many = prompts(tiny)
+    rows = []
+    blocks = parts.blocks(tiny.model)[0]
+    handles = [b.mlp.down_proj.register_forward_hook(lambda *a: rows.append(a[2].shape[-2])) for b in blocks]
+    bare = Engine(tiny, branch=16).run(many)
+    narrow, rows = np.reshape(rows, (-1, len(blocks))), []
+    kept = Engine(tiny, branch=16).run(many, capture=Capture((-1,)))
+    whole = np.reshape(rows, (-1, len(blocks)))
+    for handle in handles:
+        handle.remove()
+    assert narrow[:, 0].sum() == bare.computed and (narrow[:, :-1] == narrow[:, :1]).all()
+    assert narrow[:, -1].tolist() == [1, 4, 4]  # a stretch of which nothing is read, the chains, the tree
+    assert (whole == narrow[:, :1]).all()  # what is kept of a pass is kept of every token
+    assert np.abs(bare.logprobs - kept.logprobs).max() < NEAR and np.ptp(bare.logprobs, axis=0).max() > 100 * NEAR
 
 
 def test_out_of_memory_halves_the_pack_and_goes_on(llama, monkeypatch):

@@ -147,6 +147,7 @@ class Pass:
     norms     keep the lengths of what values write, too: per layer (heads, prefix columns) and (heads, tokens)
     outputs   flat indices of tokens whose heads' outputs are kept: per layer (heads, outputs, head width)
     stream    flat indices of tokens whose residual stream is kept: per depth (tokens, d)
+    read      flat indices of the tokens whose logits are read, where nothing else is: block `last` need compute no others
     own       keys and values of each row so far, while text is generated
     cuts      edges that are taken away; head_patches and stream_patches, what is set or added, by layer and by depth
     applied   how many rows of cuts and patches were changed
@@ -168,6 +169,8 @@ class Pass:
     stream: torch.Tensor | None = None
     depths: frozenset[int] | None = None
     kept_stream: dict[int, torch.Tensor] = field(default_factory=dict)
+    read: torch.Tensor | None = None
+    last: int | None = None
     own: OwnCache | None = None
     cuts: list[CutRow] = field(default_factory=list)
     groups: list[rows.Group] | None = None  # the same as masks, made when the first layer asks
@@ -221,12 +224,13 @@ def cascade(
         state.path.write(layer, state.prefix, key, value)
     out, lse = _own(state, layer, query, key, value, scale, window, cap)
     if state.prefix:
-        prefix_key, prefix_value = state.path.read(layer, state.prefix)
-        seen = rows.window_of(state, window)
-        mask = None if seen is None else seen[None, None]
-        laid = partial(state.path.laid, layer, state.prefix) if state.laid_out else None
-        before = kernels.attend(query, prefix_key, prefix_value, scale, cap=cap, mask=mask, sees=False, laid=laid)
-        out, lse = _merge(out, lse, *before)
+        some = state.read if layer == state.last else None
+        before = _before(state, layer, query, some, scale, window, cap)
+        if some is None:
+            out, lse = _merge(out, lse, *before)
+        else:
+            merged, _ = _merge(out.index_select(2, some), lse.index_select(2, some), *before)
+            out = out.index_copy(2, some, merged.to(out.dtype))
     if state.cuts:
         out, lse = rows.cut(state, layer, query, key, value, out, lse, scale, window, cap)
     for patch in state.head_patches.get(layer, ()):
@@ -240,6 +244,12 @@ def cascade(
                 state.kept_norms[layer] = rows.norms(state, layer, module, value)
     state.fired += 1
     return out.transpose(1, 2).to(query.dtype), None
+
+
+def read() -> torch.Tensor | None:
+    """The tokens that alone are read of the pass that is current."""
+    state: Pass | None = getattr(_current, "state", None)
+    return None if state is None else state.read
 
 
 def residual(depth: int, states: torch.Tensor) -> None:
@@ -276,6 +286,17 @@ def _own(state, layer, query, key, value, scale, window, cap):
         mask = mask & (layout.row_positions[:, None, :, None] - column[:, None, None, :] < window)
     out, lse = kernels.attend(q, k, v, scale, cap=cap, mask=mask, causal=mask is None)  # a row sees at least itself
     return layout.unfold(out), layout.unfold(lse)
+
+
+def _before(state, layer, query, some, scale, window, cap):
+    """Attention of each token, or of `some` alone, to the prefix: the same two."""
+    key, value = state.path.read(layer, state.prefix)
+    mask = rows.window_of(state, window)
+    if some is not None:
+        query, mask = query.index_select(2, some), None if mask is None else mask[some]
+    laid = partial(state.path.laid, layer, state.prefix) if state.laid_out else None
+    mask = None if mask is None else mask[None, None]
+    return kernels.attend(query, key, value, scale, cap=cap, mask=mask, sees=False, laid=laid)
 
 
 def _merge(out_a, lse_a, out_b, lse_b):

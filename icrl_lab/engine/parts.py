@@ -41,6 +41,37 @@ def hooked(model: Any, visit: Callable[[int, torch.Tensor], None]) -> Iterator[N
         yield
 
 
+@contextmanager
+def narrowed(model: Any, rows: Callable[[], torch.Tensor | None]) -> Iterator[None]:
+    """While the model runs, the last block's MLP computes only the tokens that `rows()` gives (None: all); the others get zeros.
+
+    For a pass of which nothing else is read. A model whose parts are not found, or whose MLP takes more than states, computes all.
+    """
+    try:
+        mlp = getattr(blocks(model)[0][-1], "mlp", None)
+    except ModelError:
+        mlp = None
+    if mlp is None:
+        yield
+        return
+    own, whole = mlp.__dict__.get("forward"), mlp.forward
+
+    def some(states: torch.Tensor, *more: Any, **named: Any) -> Any:
+        kept = rows()
+        if kept is None or more or named:
+            return whole(states, *more, **named)
+        out = whole(states.index_select(-2, kept))
+        return out.new_zeros(*states.shape[:-1], out.shape[-1]).index_copy_(-2, kept, out)
+
+    mlp.forward = some
+    try:
+        yield
+    finally:
+        del mlp.forward
+        if own is not None:
+            mlp.forward = own
+
+
 def unembed(model: Any, states: torch.Tensor) -> torch.Tensor:
     """(n, V) float32 logits of residual states (n, d): the final norm, the unembedding and the model's own cap."""
     _, norm = blocks(model)
