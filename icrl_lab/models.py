@@ -54,6 +54,21 @@ class LLM:
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
+    def blocks(self) -> int:
+        """L: the residual stream has L+1 places."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a block."""
+        return int(self.model.config.get_text_config().num_attention_heads)
+
+    @property
+    def head_width(self) -> int:
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 

@@ -8,7 +8,7 @@ from icrl_lab.engine import Engine, attention, parts
 from icrl_lab.engine.proof import plain
 from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
-from icrl_lab.values import SLOT, Capture, Rendered
+from icrl_lab.values import SLOT, Capture, Patch, Rendered
 
 NEAR = 2e-5
 
@@ -214,13 +214,16 @@ def test_the_last_block_computes_what_is_read_and_no_more(tiny):
     handles = [b.mlp.down_proj.register_forward_hook(lambda *a: rows.append(a[2].shape[-2])) for b in blocks]
     bare = Engine(tiny, branch=16).run(many)
     narrow, rows = np.reshape(rows, (-1, len(blocks))), []
-    kept = Engine(tiny, branch=16).run(many, capture=Capture((-1,)))
+    kept = Engine(tiny, branch=16).run(many, capture=Capture((-1, 7), outputs=(7, 40), hidden=(3,)))
+    wide, rows = np.reshape(rows, (-1, len(blocks))), []
+    Engine(tiny, branch=16).run([p.edited(Patch(0, (3,), np.ones((1, tiny.width)))) for p in many])
     whole = np.reshape(rows, (-1, len(blocks)))
     for handle in handles:
         handle.remove()
     assert narrow[:, 0].sum() == bare.computed and (narrow[:, :-1] == narrow[:, :1]).all()
     assert narrow[:, -1].tolist() == [1, 4, 4]  # a stretch of which nothing is read, the chains, the tree
-    assert (whole == narrow[:, :1]).all()  # what is kept of a pass is kept of every token
+    assert wide[:, -1].tolist() == [2, 7, 5]  # and places 3 and 7, and 40, the first behind the stretch
+    assert (wide[:, :-1] == narrow[:, :-1]).all() and (whole == narrow[:, :1]).all()  # an edit may stand anywhere
     assert np.abs(bare.logprobs - kept.logprobs).max() < NEAR and np.ptp(bare.logprobs, axis=0).max() > 100 * NEAR
 
 

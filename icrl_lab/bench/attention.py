@@ -109,5 +109,4 @@ def _against_eager(slow: Way, quick: Way, prefix: int, device: str) -> list[dict
 
 def _matrices(llm: LLM, length: int) -> float:
     """Bytes of all attention matrices of one sequence."""
-    config = llm.model.config.get_text_config()
-    return config.num_hidden_layers * config.num_attention_heads * length**2 * llm.model.dtype.itemsize
+    return llm.blocks * llm.heads * length**2 * llm.model.dtype.itemsize

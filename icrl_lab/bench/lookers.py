@@ -80,8 +80,8 @@ def _write(name: str, folder: Path, llm: LLM, work: Workload, table: Table, roun
     """The peer's input: embeddings and patches as raw float32, the model as safetensors, and a specification."""
     spec = write_prompts(name, folder, llm, work, rounds) | {
         "rows": [work.prefix + work.suffix - 1, work.prefix], "columns": list(work.columns), "cells": table.cells,
-        "layers": llm.model.config.get_text_config().num_hidden_layers, "device": llm.device,
-        "heads": llm.model.config.get_text_config().num_attention_heads,
+        "layers": llm.blocks, "device": llm.device,
+        "heads": llm.heads,
     }  # fmt: skip
     table.values.tofile(folder / "patches.f32")
     write_model(folder, llm)

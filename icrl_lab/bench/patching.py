@@ -66,7 +66,7 @@ def middles(count: int, parts: int) -> list[int]:
 def tables(llm: LLM, work: Workload, sampled: Sequence[tuple[int, int]], seed: int) -> list[Table]:
     """The two tables, each sampled at `sampled` (layers, positions)."""
     rng = np.random.default_rng([seed, 2])
-    blocks = llm.model.config.get_text_config().num_hidden_layers
+    blocks = llm.blocks
     norm = np.linalg.norm(work.prompts[0].vectors, axis=1).mean()
     slots, own = work.columns[:-1], range(work.prefix, work.prefix + work.suffix)
     out = []

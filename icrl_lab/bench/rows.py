@@ -103,8 +103,7 @@ def one_by_one(llm: LLM, work: Workload, cache: Any, which: Sequence[int]) -> np
 def expansion(llm: LLM, work: Workload) -> int:
     """Queries a batch of the expanded cache: 32, or as many as fit."""
     config = llm.model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_query = 2 * config.num_hidden_layers * config.num_key_value_heads * width * llm.model.dtype.itemsize
+    a_query = 2 * llm.blocks * config.num_key_value_heads * llm.head_width * llm.model.dtype.itemsize
     return int(max(1, min(BATCH, ROOM[llm.device] // (a_query * (work.prefix + work.suffix)))))
 
 

@@ -147,7 +147,8 @@ class Pass:
     norms     keep the lengths of what values write, too: per layer (heads, prefix columns) and (heads, tokens)
     outputs   flat indices of tokens whose heads' outputs are kept: per layer (heads, outputs, head width)
     stream    flat indices of tokens whose residual stream is kept: per depth (tokens, d)
-    read      flat indices of the tokens whose logits are read, where nothing else is: block `last` need compute no others
+    also      flat indices of the tokens of which something is kept besides logits
+    read      flat indices of the tokens of which anything is read: block `last` need compute no others. None: all
     own       keys and values of each row so far, while text is generated
     cuts      edges that are taken away; head_patches and stream_patches, what is set or added, by layer and by depth
     applied   how many rows of cuts and patches were changed
@@ -169,6 +170,7 @@ class Pass:
     stream: torch.Tensor | None = None
     depths: frozenset[int] | None = None
     kept_stream: dict[int, torch.Tensor] = field(default_factory=dict)
+    also: frozenset[int] = frozenset()
     read: torch.Tensor | None = None
     last: int | None = None
     own: OwnCache | None = None
@@ -229,8 +231,8 @@ def cascade(
         if some is None:
             out, lse = _merge(out, lse, *before)
         else:
-            merged, _ = _merge(out.index_select(2, some), lse.index_select(2, some), *before)
-            out = out.index_copy(2, some, merged.to(out.dtype))
+            merged, total = _merge(out.index_select(2, some), lse.index_select(2, some), *before)
+            out, lse = out.float().index_copy(2, some, merged), lse.index_copy(2, some, total)
     if state.cuts:
         out, lse = rows.cut(state, layer, query, key, value, out, lse, scale, window, cap)
     for patch in state.head_patches.get(layer, ()):
@@ -247,7 +249,7 @@ def cascade(
 
 
 def read() -> torch.Tensor | None:
-    """The tokens that alone are read of the pass that is current."""
+    """The tokens of which alone anything is read, in the pass that is current."""
     state: Pass | None = getattr(_current, "state", None)
     return None if state is None else state.read
 
@@ -293,9 +295,9 @@ def _before(state, layer, query, some, scale, window, cap):
     key, value = state.path.read(layer, state.prefix)
     mask = rows.window_of(state, window)
     if some is not None:
-        query, mask = query.index_select(2, some), None if mask is None else mask[some]
-    laid = partial(state.path.laid, layer, state.prefix) if state.laid_out else None
+        query, mask = query.index_select(2, some), None if mask is None else mask.index_select(0, some)
     mask = None if mask is None else mask[None, None]
+    laid = partial(state.path.laid, layer, state.prefix) if state.laid_out else None
     return kernels.attend(query, key, value, scale, cap=cap, mask=mask, sees=False, laid=laid)
 
 

@@ -40,10 +40,8 @@ class Keeper:
     """What the captures of one run keep."""
 
     def __init__(self, captures: Sequence[Capture], lengths: Sequence[int], llm: LLM, limit: float = LIMIT) -> None:
-        config = llm.model.config.get_text_config()
         self.captures, self.lengths = list(captures), list(lengths)
-        self.blocks, self.heads, self.width = config.num_hidden_layers, config.num_attention_heads, llm.width
-        self.head_width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.blocks, self.heads, self.width, self.head_width = llm.blocks, llm.heads, llm.width, llm.head_width
         first = captures[0]
         if any((c.layers, c.depths, c.norms) != (first.layers, first.depths, first.norms) for c in captures):
             raise DataError("the captures of one run must keep the same layers, depths and norms")
@@ -129,6 +127,7 @@ class Keeper:
                 marked.rows = [(s, p, place[f], path, begin) for s, p, f, path, begin in tokens]
             else:
                 setattr(marked, "stream" if what == "hidden" else what, [(s, p, place[f]) for s, p, f, _, _ in tokens])
+        state.also = frozenset(token[2] for tokens in found.values() for token in tokens)
         state.asked, state.outputs, state.stream = tensors["rows"], tensors["outputs"], tensors["hidden"]
         state.layers, state.depths, state.norms = frozenset(self.layers), frozenset(self.depths), self.norms
         if self.columns is not None:

@@ -97,8 +97,7 @@ class Edits:
 
     def check(self, prompts: Sequence[Rendered], llm: LLM) -> None:
         """A DataError for an edit that this model or this prompt cannot have."""
-        config = llm.model.config.get_text_config()
-        self.blocks, heads = config.num_hidden_layers, config.num_attention_heads
+        self.blocks, heads = llm.blocks, llm.heads
         seen: set[int] = set()
         for number, prompt in enumerate(prompts):
             for edit in prompt.edits:
@@ -118,9 +117,8 @@ class Edits:
                 some: tuple[int, ...]
                 if isinstance(edit, Patch):
                     top = self.blocks + (edit.head is None)
-                    layers, some, width = (edit.layer,), () if edit.head is None else (edit.head,), llm.width
-                    if edit.head is not None:
-                        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+                    layers, some = (edit.layer,), () if edit.head is None else (edit.head,)
+                    width = llm.width if edit.head is None else llm.head_width
                     if edit.values.shape[1] != width:
                         raise DataError(f"{_show(edit)} has values of width {edit.values.shape[1]}, not {width}")
                 else:

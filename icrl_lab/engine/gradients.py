@@ -71,7 +71,6 @@ def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[i
     at = torch.tensor(list(positions), device=llm.model.device)
     streams: list[torch.Tensor] = []
     heads: list[torch.Tensor] = []
-    config = llm.model.config.get_text_config()
 
     def keep(depth: int, states: torch.Tensor) -> None:
         streams.append(states)
@@ -95,7 +94,7 @@ def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[i
 
     def split(x: np.ndarray) -> np.ndarray:
         layers, n, _ = x.shape
-        return x.reshape(layers, n, config.num_attention_heads, -1).transpose(0, 2, 1, 3)
+        return x.reshape(layers, n, llm.heads, -1).transpose(0, 2, 1, 3)
 
     return Gradient(
         float(value.detach()),

@@ -80,7 +80,6 @@ class Engine:
         self.limit = limit
         self.path = attention.PathBuffer()
         self.held = np.zeros(0, np.int64)  # the symbols whose keys and values stand in the path
-        self.blocks = llm.model.config.get_text_config().num_hidden_layers
         self.laid_out = False  # whether the model's products are, found out at every call
         self.computed = self.asked = 0  # over the engine's life
 
@@ -310,8 +309,9 @@ class Engine:
             else self.model.get_input_embeddings()(torch.from_numpy(new).to(self.device))
         )
         keep = torch.as_tensor(rows or [0], device=self.device)
-        if not job.edits and job.keeper is None:
-            state.read, state.last = keep, self.blocks - 1
+        if not job.edits:
+            read = torch.tensor(sorted({*rows, *state.also}), device=self.device) if state.also else keep
+            state.read, state.last = read, self.llm.blocks - 1
         with attention.running(state):
             out = self.model(
                 inputs_embeds=embeds[None],

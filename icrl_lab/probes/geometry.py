@@ -101,8 +101,7 @@ def points(one: Scene) -> Points:
     """The queries' items in every space of a scene; runs the model once over its prompts."""
     engine = one.engine
     where = [parts.at("slot", parts.shown) for parts in one.parts]
-    config = one.study.llm.model.config.get_text_config()
-    each = 4 * (config.num_hidden_layers + 1) * (len(where[0]) + 1) * one.study.llm.width
+    each = 4 * (one.study.llm.blocks + 1) * (len(where[0]) + 1) * one.study.llm.width
     step = max(1, int(engine.limit // each))
     kept = []
     for start in range(0, len(where), step):

@@ -141,8 +141,7 @@ def _states(one: Scene) -> tuple[Array, Array, Array]:
     prompts, engine = one.prompts, one.engine
     wanted = [(*_item(one, i), -1) for i in range(len(prompts))]
     ids = sorted({token for i in range(len(prompts)) for token in one.outcome(i).ids})
-    config = one.study.llm.model.config.get_text_config()
-    size = 4 * (config.num_hidden_layers + 1) * len(wanted[0]) * one.study.llm.width
+    size = 4 * (one.study.llm.blocks + 1) * len(wanted[0]) * one.study.llm.width
     step = max(1, int(engine.limit // size))
     hidden, logp = [], []
     for start in range(0, len(prompts), step):

@@ -125,7 +125,7 @@ def _seeds(study: Study, seeds: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _depths(study: Study, depths: Any) -> list[int]:
-    deep, top = sorted({int(d) for d in depths}), study.llm.model.config.get_text_config().num_hidden_layers
+    deep, top = sorted({int(d) for d in depths}), study.llm.blocks
     outside = [d for d in deep if not 0 <= d <= top]
     if outside or not deep:
         what = (
@@ -157,8 +157,7 @@ def _states(one: Scene, wanted: Sequence[Sequence[int]], layers: Sequence[int] |
     asked = [
         Capture(outputs=tuple(at), layers=deep) if heads else Capture(hidden=tuple(at), depths=deep) for at in wanted
     ]
-    config = one.study.llm.model.config.get_text_config()
-    many = config.num_hidden_layers + 1 if deep is None else len(deep)
+    many = one.study.llm.blocks + 1 if deep is None else len(deep)
     step = max(1, int(one.engine.limit // (8 * many * max(map(len, wanted)) * one.study.llm.width)))
     traces = [
         trace
@@ -327,7 +326,7 @@ def patching(
     `fine`, the gradient's share of each part at every depth, and `verified`, where it was patched exactly.
     """
     pairs = _pairs(study, arm, corrupted, seeds, queries=queries, with_text=with_text)
-    first, top = pairs[0].real, study.llm.model.config.get_text_config().num_hidden_layers
+    first, top = pairs[0].real, study.llm.blocks
     names, empty = _groups(first, groups, GROUPS)
     deep = _depths(study, np.linspace(0, top, 8).round() if depths is None else depths)
     total = np.stack([pair.clean - pair.dirty for pair in pairs])
@@ -372,9 +371,9 @@ def heads(
     In the reading, over (group, layer, head): `share`, `placebo`, `beyond`, `effect`, NaN where a head was not patched, and `gradient`.
     """
     pairs = _pairs(study, arm, corrupted, seeds, queries=queries, with_text=with_text)
-    first, config = pairs[0].real, study.llm.model.config.get_text_config()
+    first = pairs[0].real
     names, _ = _groups(first, groups, groups)
-    shape = (len(names), config.num_hidden_layers, config.num_attention_heads)
+    shape = (len(names), study.llm.blocks, study.llm.heads)
     total = np.stack([pair.clean - pair.dirty for pair in pairs])
     gradient = _one_token(first)
     chosen = np.ones(shape, bool)
@@ -567,7 +566,7 @@ def cuts(
     if unknown:
         raise StudyError(f"there are no rows {unknown[0]!r} to cut from; {nearest(unknown[0], ROWS)}")
     names, empty = _groups(scenes[0], columns, COLUMNS)
-    named = _windows(study.llm.model.config.get_text_config().num_hidden_layers, windows)
+    named = _windows(study.llm.blocks, windows)
     jobs = [(sham, r, c, w) for sham in (False, True) for r in rows for c in names for w in named.values()]
     short: set[str] = set()
 

@@ -155,16 +155,9 @@ def captured(
         if row not in ROWS:
             raise StudyError(f"row {row!r} is unknown; {nearest(row, ROWS)}")
     engine, norms = one.engine, weighting == "norm"
-    config = one.study.llm.model.config.get_text_config()
     todo = list(range(len(one.prompts)) if numbers is None else numbers)
     longest = max(len(one.prompts[i]) for i in todo)
-    each = (
-        4
-        * config.num_hidden_layers
-        * config.num_attention_heads
-        * longest
-        * ((longest if whole else len(rows)) + norms)
-    )
+    each = 4 * one.study.llm.blocks * one.study.llm.heads * longest * ((longest if whole else len(rows)) + norms)
     step = max(1, int(min(engine.limit, CHUNK) // each))
     for start in range(0, len(todo), step):
         some = todo[start : start + step]
