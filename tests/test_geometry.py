@@ -7,9 +7,15 @@ import pytest
 
 from icrl_lab import maps
 from icrl_lab.errors import DataError, StudyError
+from icrl_lab.probes import clouds, spaces
+from icrl_lab.probes import distortion as bent
 from icrl_lab.probes import geometry as room
-from icrl_lab.probes import spaces
-from icrl_lab.probes.geometry import distortion, geometry, landmarks, maps_table, points
+from icrl_lab.probes import landmarks as landmark
+from icrl_lab.probes.clouds import points
+from icrl_lab.probes.distortion import distortion, maps_table
+from icrl_lab.probes.geometry import geometry
+from icrl_lab.probes.jackknife import pseudo_values, put_measures
+from icrl_lab.probes.landmarks import landmarks
 from icrl_lab.probes.scene import scene
 from icrl_lab.values import SLOT, Reading, Vectors
 from tests.toy import toy_study
@@ -144,7 +150,7 @@ def test_a_class_is_near_itself():
     study = toy(classes=True)
     one = scene(study, "zero-pad", queries=ITEMS)
     labels = np.array(study.task.labels)[one.queries]
-    assert np.array_equal(room._label(one), (labels[:, None] != labels).astype(float))
+    assert np.array_equal(clouds.label_of(one), (labels[:, None] != labels).astype(float))
 
 
 def test_a_planted_label_is_found_and_a_shuffled_one_is_not():
@@ -169,7 +175,7 @@ def cloud_tables(x, encoder, y):
     """The probe's tables and shuffled labels for clouds (control, space, seed, n, d)."""
     grams, label = spaces.gram(x), np.abs(y[:, None] - y)
     measure = partial(room._measures, metric="euclidean", k=4)
-    tables = room._put_measures({}, room.MEASURES, room.BY, measure, (grams, spaces.gram(encoder), label))
+    tables = put_measures({}, room.MEASURES, room.BY, measure, (grams, spaces.gram(encoder), label))
     return tables, room._shuffled(grams, label, "euclidean", 100, 0)
 
 
@@ -180,10 +186,12 @@ def test_where_there_is_nothing_the_tests_say_so_at_their_rate():
     for number in range(70):
         x = draw.standard_normal((2, 6, 3, 14, 6)) + draw.standard_normal((2, 1, 3, 14, 6))
         into = {}
-        room._landmarks(into, *cloud_tables(x, draw.standard_normal((14, 5)), draw.standard_normal(14)), kinds, number)
+        landmark.put_tests(
+            into, *cloud_tables(x, draw.standard_normal((14, 5)), draw.standard_normal(14)), kinds, number
+        )
         for name in p:
             p[name].append(into[name][1])
-        for row, relation in enumerate(room.RELATIONS):
+        for row, relation in enumerate(landmark.RELATIONS):
             found[relation].append([words != "none found" for words in into["first_says"][1][row]])
     for name, values in p.items():
         assert (np.array(values) < 0.05).mean() < 0.09, name
@@ -201,7 +209,7 @@ def test_what_is_lost_at_a_depth_is_called_lost_there():
     x[0, 4:7, :, :, 5] += 12 * y
     x[0, 9:, :, :, :5] += 4 * encoder
     into = {}
-    room._landmarks(into, *cloud_tables(x, encoder, y), kinds, 0)
+    landmark.put_tests(into, *cloud_tables(x, encoder, y), kinds, 0)
     first, lost = into["first_says"][1], into["lost_says"][1]
     assert first[0] == ["depth 0", "depth 2"] and lost[0] == ["depth 4", "none found: it is there to the last depth"]
     assert first[1][0] == "depth 4" and lost[1][0] == "none found: it is there to the last depth"
@@ -228,14 +236,14 @@ def test_intervals_cover_what_new_items_would_give():
 
     def measure(own, gram):
         rsa = spaces.rsa(spaces.distances(gram), spaces.distances(own))
-        slope = room._cosines(gram, own, 0.1, 0)["cosine_slope"]
+        slope = bent._cosines(gram, own, 0.1, 0)["cosine_slope"]
         return {"encoder_rsa": rsa, "encoder_cka": spaces.cka(gram, own), "cosine_slope": slope}
 
     truth = {name: float(value[0]) for name, value in measure(*one(1500)).items()}
     hits = {name: [] for name in truth}
     for _ in range(120):
         into = {}
-        room._put_measures(into, {**room.MEASURES, **room.MAPPED}, (), measure, one(24))
+        put_measures(into, {**room.MEASURES, **bent.MAPPED}, (), measure, one(24))
         for name in truth:
             hits[name].append(into[f"{name}_low"][1] <= truth[name] <= into[f"{name}_high"][1])
     assert {name: bool(0.88 < np.mean(h) <= 1) for name, h in hits.items()} == dict.fromkeys(truth, True)
@@ -244,7 +252,7 @@ def test_intervals_cover_what_new_items_would_give():
 def test_pseudo_values_of_a_mean_are_its_terms():
     x = np.random.default_rng(9).standard_normal((2, 3, 7))
     left = (x.sum(-1, keepdims=True) - x) / 6
-    assert np.allclose(room.pseudo_values(x.mean(-1), left), x)
+    assert np.allclose(pseudo_values(x.mean(-1), left), x)
 
 
 # ------------------------------------------------------------------------------------ the slot map alone
@@ -252,7 +260,7 @@ def test_pseudo_values_of_a_mean_are_its_terms():
 
 def distorted(mapped, raw):
     grams, own = spaces.gram(mapped)[None], spaces.gram(raw)
-    return {name: float(np.ravel(v)[0]) for name, v in room._cosines(grams, own, 1.0, 0).items()}
+    return {name: float(np.ravel(v)[0]) for name, v in bent._cosines(grams, own, 1.0, 0).items()}
 
 
 def test_the_recipe_s_geometry_is_reproduced():
@@ -313,11 +321,11 @@ def test_a_slot_that_is_a_token_is_nearest_to_it():
     one = scene(study, queries=9)
     ids = np.arange(40, 49)
     injected = np.tile(study.llm.embeddings[ids][None, None, :, None], (2, 1, 1, 1, 1)) * 0.3
-    found = room._tokens(one, injected, 0)
+    found = bent._tokens(one, injected, 0)
     words = [study.llm.tokenizer.decode([int(i)]) for i in ids]
     assert found["token_cosine_each"][1] == pytest.approx(1, abs=1e-5)
     assert found["nearest_token"][1][0, 0].tolist() == [w if w.isprintable() else found["nearest_token"][1][0, 0, i] for i, w in enumerate(words)]  # fmt: skip
-    assert (found["token_to_token"][1] < 1 - 1e-4).all() and room._word(study.llm.tokenizer, int(study.llm.tokenizer.encode("\n", add_special_tokens=False)[-1])) == "\\n"  # fmt: skip
+    assert (found["token_to_token"][1] < 1 - 1e-4).all() and bent._word(study.llm.tokenizer, int(study.llm.tokenizer.encode("\n", add_special_tokens=False)[-1])) == "\\n"  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the reading and its figures
@@ -414,8 +422,8 @@ def test_what_cannot_be_asked_is_said():
     with pytest.raises(StudyError, match="at least 100"):
         geometry(toy(), queries=12, neighbours=3, permutations=10)
     with pytest.raises(StudyError, match="no space 'slot 9'"):
-        room.embedding(scene(toy(), queries=12), "slot 9")
-    assert room.embedding(scene(toy(), queries=12), "slot 2", neighbours=3).coordinates.shape == (12, 2)
+        clouds.embedding(scene(toy(), queries=12), "slot 9")
+    assert clouds.embedding(scene(toy(), queries=12), "slot 2", neighbours=3).coordinates.shape == (12, 2)
 
 
 @pytest.mark.real

@@ -13,7 +13,10 @@ from icrl_lab.plots import patching as plots
 from icrl_lab.plots.svg import svg
 from icrl_lab.probes import interventions as edit
 from icrl_lab.probes import patching as probe
-from icrl_lab.probes.patching import Cell, Pair, cuts, heads, inputs, patching, places, restored
+from icrl_lab.probes.changing import cuts, inputs
+from icrl_lab.probes.edited import Pair, places
+from icrl_lab.probes.patching import Cell, heads, patching
+from icrl_lab.probes.recovery import restored
 from icrl_lab.probes.scene import Scene, scene
 from icrl_lab.values import Capture, Patch, Reading
 from tests.toy import toy_study

@@ -12,10 +12,11 @@ import pytest
 from icrl_lab.engine.proof import plain, variation
 from icrl_lab.probes.attention import attention as attention_probe
 from icrl_lab.probes.attribution import attribution
+from icrl_lab.probes.changing import cuts
 from icrl_lab.probes.geometry import geometry
 from icrl_lab.probes.lens import lens
 from icrl_lab.probes.order import order
-from icrl_lab.probes.patching import cuts, heads, patching
+from icrl_lab.probes.patching import heads, patching
 from icrl_lab.probes.pause import pause
 from icrl_lab.probes.scene import Scene, scene
 from icrl_lab.studies import Study

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from icrl_lab.errors import DataError, MissingExtra, StudyError
+from icrl_lab.errors import DataError, StudyError
+from icrl_lab.probes.arrays import Named, ci, dataset
 from icrl_lab.probes.matching import beyond, crossed, matching, p_value
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Array, Look, look
@@ -85,7 +86,6 @@ def attention(
     shot) is the same at every head, of the few queries `case_query` under the first seed.
     StudyError for fewer than 3 shots that could be ranked, and for unknown names; DataError for fewer than 3 queries.
     """
-    xarray()
     if top < 1 or cases < 1 or not rows or len(set(rows)) != len(rows):
         raise StudyError(
             f"top is {top}, cases {cases} and rows {tuple(rows)}; give at least one head, one case and different rows"
@@ -226,7 +226,6 @@ class _Sum:
 
 # ------------------------------------------------------------------------------------------------ numbers
 
-Named = dict[str, tuple[tuple[str, ...], Any, str, str]]  # name -> dims, values, long name, units
 MASS, HEADS = ("row", "part", "layer", "head"), ("row", "target", "layer", "head")
 
 
@@ -321,15 +320,6 @@ def _put_matched(into: Named, name: str, table: Array, z: Array, dims: tuple[str
     put_effects(into, name, _masked(table)._replace(p=p), dims, words, "difference of rho")
 
 
-def xarray() -> Any:
-    """The library of labelled arrays; a MissingExtra where it is not installed."""
-    try:
-        import xarray as xr
-    except ImportError:
-        raise MissingExtra('probes need xarray: pip install "icrl-lab[probes]"') from None
-    return xr
-
-
 def _cases(sums: Mapping[str, _Sum], ids: Sequence[str], cases: int) -> Named:
     """A few queries of the first seed, spread evenly, at every head; at least one, whatever its size."""
     first = np.stack([s.shots[0] for s in sums.values()], 1)  # query, control, row, target, shot, layer, head
@@ -378,8 +368,7 @@ def _dataset(
         "control": list(sums), "row": list(rows), "part": list(PARTS), "target": list(targets), "seed": list(seeds), "query": list(first.ids),
         "layer": np.arange(kept.shape[-2]), "head": np.arange(kept.shape[-1]), "shot": np.arange(kept.shape[-3]), "top": np.arange(len(order)),
     }  # fmt: skip
-    made = {n: (dims, v, {"long_name": words, "units": units}) for n, (dims, v, words, units) in arrays.items()}
-    return xarray().Dataset(made, coords)
+    return dataset(arrays, coords)
 
 
 def _own(similar: Array) -> Array:
@@ -449,14 +438,14 @@ def _says_of_heads(data: xr.Dataset, null: str | None) -> list[str]:
     found = "it follows the encoder" if sure < ALPHA else "no evidence that it follows the encoder"
     if sure < ALPHA and not float(data[f"{name}_low"].sel(**at, **top)) > 0:
         found += ", on these shots: the interval over new seeds holds zero"
-    under = "".join(f"; under {c} {_ci(data, 'rho', control=c, **top)}" for c in others)
+    under = "".join(f"; under {c} {ci(data, 'rho', control=c, **top)}" for c in others)
     own = {"control": "real", "part": top["target"], **{n: top[n] for n in ("row", "layer", "head")}}
     return [
         f"Similarity of the encoder beyond what all queries share{less}: of {value.size} cells ({cells}), {'; '.join(counts)}; each control "
         f"by itself, after Holm: {', '.join(alone)}.",
         f"The strongest is block {top['layer']}, head {top['head']}, from {WHERE[str(top['row'])]} to the shots' {top['target']}s, which have "
-        f"{100 * float(data['share'].sel(own)):.1f} % of its share: rho = {_ci(data, 'rho', control='real', **top)}{under}; beyond other "
-        f"queries{less} {_ci(data, name, **at, **top)}, corrected p = {sure:.2g}: {found}.",
+        f"{100 * float(data['share'].sel(own)):.1f} % of its share: rho = {ci(data, 'rho', control='real', **top)}{under}; beyond other "
+        f"queries{less} {ci(data, name, **at, **top)}, corrected p = {sure:.2g}: {found}.",
     ]
 
 
@@ -468,8 +457,3 @@ def percent(data: xr.Dataset, name: str, **at: Any) -> str:
 def _points(data: xr.Dataset, name: str, **at: Any) -> str:
     value, low, high = (100 * float(data[n].sel(at)) for n in (name, f"{name}_low", f"{name}_high"))
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _ci(data: xr.Dataset, name: str, **at: Any) -> str:
-    value, low, high = (float(data[n].sel(at)) for n in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -17,7 +17,8 @@ import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import coalitions, games
-from icrl_lab.probes.beside import Named, dataset, put, tell
+from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.beside import put
 from icrl_lab.probes.scene import ROLES, Scene, pick, scene
 from icrl_lab.stats import Effects, adjusted, effects
 from icrl_lab.stats.metrics import Array, spearman
@@ -305,8 +306,8 @@ def _says(data: xr.Dataset, about: dict[str, Any]) -> list[str]:
     """What the numbers bear out, in words."""
     methods = [m for m in data["by"].values.tolist() if m not in (TRUTH, PLACEBO)]
     units = about["units"]
-    at = lambda name, **where: _ci(data, name, control="real", **where)  # noqa: E731
-    noise = lambda name, **where: _ci(data, name, control="noise", **where)  # noqa: E731
+    at = lambda name, **where: ci(data, name, control="real", **where)  # noqa: E731
+    noise = lambda name, **where: ci(data, name, control="noise", **where)  # noqa: E731
     sizes = "; ".join(f"{WORDS[m]} {at('size', by=m)}" for m in methods)
     out = [f"Leaving a shot out moves the answer by {at('size', by=TRUTH)} {units} on average; {sizes}."]
     for m in methods:
@@ -320,7 +321,7 @@ def _says(data: xr.Dataset, about: dict[str, Any]) -> list[str]:
         q = float(data["nearness_gain_q"].sel(by=m))
         near.append(
             f"{WORDS[m]} {at('nearness', by=m)}, noise {noise('nearness', by=m)}, difference "
-            f"{_ci(data, 'nearness_gain', by=m)} (corrected p = {q:.3f})"
+            f"{ci(data, 'nearness_gain', by=m)} (corrected p = {q:.3f})"
         )
     gains = [m for m in [*methods, TRUTH] if float(data["nearness_gain_q"].sel(by=m)) < 0.05]
     more = [m for m in gains if float(data["nearness_gain"].sel(by=m)) > 0]
@@ -347,12 +348,8 @@ def _complete(data: xr.Dataset, methods: Sequence[str], about: dict[str, Any]) -
         few, many = int(data["steps"].min()), int(data["steps"].max())
         words.append(f"with {few}{f' to {many}' if many > few else ''} points a path in {about['dtype']}")
     if "reliability" in data:
-        rho = _ci(data, "reliability", control="real")
+        rho = ci(data, "reliability", control="real")
         words.append(
             f"Shapley's values from half of the {about['permutations']} orders agree with the other half's to rho = {rho}"
         )
     return ("Completeness: " + "; ".join(words) + ".") if words else "Ablation alone does not add up to anything."
-
-
-def _ci(data: xr.Dataset, name: str, **where: Any) -> str:
-    return tell(data, name, where)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab import baselines
-from icrl_lab.errors import MissingExtra, StudyError
+from icrl_lab.errors import StudyError
+from icrl_lab.probes import arrays as named
+from icrl_lab.probes.arrays import Named, tell
 from icrl_lab.probes.scene import Scene, pick
 from icrl_lab.stats import Effects, adjusted, interval, paired
 from icrl_lab.stats.metrics import Array
@@ -30,8 +32,6 @@ WORDS = {
 }  # fmt: skip
 METRICS = {"pearson": "Pearson's r", "rmse": "RMSE", "accuracy": "accuracy"}
 METHOD = "crossed analysis of variance over seeds and queries, t distribution; metrics by jackknife pseudo-values"
-
-Named = dict[str, tuple[tuple[str, ...], Any, str, str]]  # name -> dims, values, long name, units
 
 
 def views(study: Study, arm: str | None, controls: Sequence[str] = ("noise", "text")) -> dict[str, tuple[str, str]]:
@@ -188,29 +188,9 @@ def put(
     into: Named, name: str, e: Effects, dims: tuple[str, ...], words: str, units: str, p: bool = True, q: Any = None
 ) -> None:
     """Adds an effect as the arrays `name`, `name_low`, `name_high`, and with `p` (and `q`, corrected) its p-values."""
-    into[name] = (dims, e.estimate, words, units)
-    into[f"{name}_low"] = (dims, e.low, f"{words}, 95 % interval from", units)
-    into[f"{name}_high"] = (dims, e.high, f"{words}, 95 % interval to", units)
-    if p:
-        into[f"{name}_p"] = (dims, e.p, f"{words}, p", "")
+    named.put(into, name, dims, [e.estimate, e.low, e.high, *([e.p] if p else [])], words, units)
     if q is not None:
         into[f"{name}_q"] = (dims, q, f"{words}, p corrected over the reading's cells (Holm)", "")
-
-
-def dataset(arrays: Named, coords: Mapping[str, Any]) -> Any:
-    """The arrays as an xarray.Dataset; a MissingExtra where it is not installed."""
-    try:
-        import xarray as xr
-    except ImportError:
-        raise MissingExtra('probes need xarray: pip install "icrl-lab[probes]"') from None
-    made = {n: (d, v, {"long_name": words, "units": units}) for n, (d, v, words, units) in arrays.items()}
-    return xr.Dataset(made, {name: held for name, held in coords.items() if len(held)})
-
-
-def tell(data: Any, name: str, at: Mapping[str, Any], units: str = "", form: str = ".2f") -> str:
-    """One number of a reading with its interval, as a sentence quotes it."""
-    value, low, high = (float(data[f"{name}{tail}"].sel(at)) for tail in ("", "_low", "_high"))
-    return f"{value:{form}} [{low:.2f}, {high:.2f}]" + (f" {units}" if units else "")
 
 
 def left(data: Any, at: Mapping[str, Any], name: str = "gain") -> str:

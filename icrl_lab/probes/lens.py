@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError
-from icrl_lab.probes.beside import Named, dataset, put, tell, views
+from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.beside import put, views
 from icrl_lab.probes.linear import Labels, agreement, bounded, held_out, labels_for, p_values, score, skill, within
 from icrl_lab.probes.scene import Scene, scene
 from icrl_lab.probes.words import Place, places, words
@@ -242,14 +243,14 @@ def _says(data: xr.Dataset) -> list[str]:
     """What the numbers bear out, in words."""
     last = data.sizes["depth"] - 1
     others = [c for c in data["control"].values.tolist() if c != "real"]
-    others_at = lambda name, **at: "".join(f"; {c}: {_ci(data, name, control=c, **at)}" for c in others)  # noqa: E731
+    others_at = lambda name, **at: "".join(f"; {c}: {ci(data, name, control=c, **at)}" for c in others)  # noqa: E731
     late, half = (_from(data[n].sel(control="real").values, level) for n, level in (("final", 0.9), ("mass", 0.5)))
     most = float(data["mass"].sel(control="real").max())
     out = [
         f"Read through the lens at the answer position, the answer is settled from depth {last if late is None else late} of {last} on (r with the final "
         "answer at least 0.9); the labels have more than half of the probability "
         + (f"from depth {half} on." if half is not None else f"nowhere to the end, at most {most:.0%}."),
-        f"The model's own answer correlates with the truth at r = {_ci(data, 'target', control='real', depth=last)}"
+        f"The model's own answer correlates with the truth at r = {ci(data, 'target', control='real', depth=last)}"
         f"{others_at('target', depth=last)}.",
     ]
     for position, where in (("slot", "the query's slot"), ("answer", "the answer position")):
@@ -258,15 +259,15 @@ def _says(data: xr.Dataset) -> list[str]:
         q = float(data["score_q"].sel({"control": "real", **at}))
         out.append(
             f"At {where} a linear probe {'finds the label' if q < 0.05 else 'does not find the label beyond shuffled ones'}: at "
-            f"its best depth, {best}, r = {_ci(data, 'score', control='real', **at)}, corrected p = {q:.3f}"
-            f"{others_at('score', **at)}; on the encoder's vectors: {_ci(data, 'ceiling')}."
+            f"its best depth, {best}, r = {ci(data, 'score', control='real', **at)}, corrected p = {q:.3f}"
+            f"{others_at('score', **at)}; on the encoder's vectors: {ci(data, 'ceiling')}."
         )
     gap, p = float(data["unsaid"]), float(data["unsaid_p"])
     what = (
         "no more than it says, as far as can be seen" if p >= 0.05 else f"{'more' if gap > 0 else 'less'} than it says"
     )
     out.append(
-        f"The last answer state holds {what}: the probe's r less the answer's is {_ci(data, 'unsaid')} (p = {p:.3f})."
+        f"The last answer state holds {what}: the probe's r less the answer's is {ci(data, 'unsaid')} (p = {p:.3f})."
     )
     return out
 
@@ -276,7 +277,3 @@ def _from(values: Array, level: float) -> int | None:
     below = np.flatnonzero(~(values >= level))
     first = int(below[-1]) + 1 if len(below) else 0
     return first if first < len(values) else None
-
-
-def _ci(data: xr.Dataset, name: str, **at: Any) -> str:
-    return tell(data, name, at)

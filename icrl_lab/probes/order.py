@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.probes import beside
-from icrl_lab.probes.beside import Named, put
+from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import Square, influence, lean, permutations, read_orders, square, trend, weights
 from icrl_lab.probes.scene import Scene, arranged, scene
 from icrl_lab.probes.variance import shares
@@ -80,7 +82,7 @@ def order(
     first = looks["real"][0].scene
     arrays, coords = _numbers(looks, study), _coords(looks, seeds)
     told = shares(arrays, coords, {name: np.array([x.outcome for x in of])[None] for name, of in looks.items()})
-    data = beside.dataset(arrays, coords)
+    data = dataset(arrays, coords)
     about = {
         **first.about(),
         "seeds": list(seeds),
@@ -315,8 +317,7 @@ def _says(data: xr.Dataset, first: Scene) -> list[str]:
     """What the numbers bear out, in words."""
     k, last, units = data.sizes["position"], int(data["place"].values[-1]), first.units
 
-    def tell(name: str, unit: str = "", **at: Any) -> str:
-        return beside.tell(data, name, at, unit)
+    tell = partial(ci, data)
 
     def also(name: str, unit: str = "", **at: Any) -> str:
         return "".join(f"; {c}: {tell(name, unit, control=c, **at)}" for c in others)

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from icrl_lab.errors import StudyError
-from icrl_lab.probes.beside import METHOD, dataset, truth, used
+from icrl_lab.probes.arrays import dataset
+from icrl_lab.probes.beside import METHOD, truth, used
 from icrl_lab.probes.interventions import cut, decoys
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.verdict import CONTROLS, PLACEBO, PLACEBO_QUERY, QUERY, SLOTS, Cell, Found, judge

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from icrl_lab.probes.attention import INTERVAL, WHERE, Named, about_of, percent, put, seen, views_of, xarray
+from icrl_lab.probes.arrays import Named, dataset
+from icrl_lab.probes.attention import INTERVAL, WHERE, about_of, percent, put, seen, views_of
 from icrl_lab.probes.scene import Scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Look, captured, reduced
 from icrl_lab.values import Reading
@@ -50,7 +51,6 @@ def rollout(
     the last block down to this one (layer 0 is the whole model), with interval; `lift`, and `sink` of position 0; `by_shot`
     (control, row, target, shot) is the lift of each shot at layer 0. Needs all rows of a prompt: one prompt is captured at a time.
     """
-    xarray()
     seeds = tuple(study.plan.seeds if seeds is None else seeds)
     views, absent = views_of(study, arm, against, seeds[0], queries, with_text)
     kept: dict[str, list[Look]] = {name: [] for name in views}
@@ -71,7 +71,7 @@ def rollout(
         "times even",
     )
     coords = {"control": list(views), "row": list(rows), "part": list(PARTS), "target": list(TARGETS)}
-    data = xarray().Dataset({n: (d, v, {"long_name": w, "units": u}) for n, (d, v, w, u) in into.items()}, coords)
+    data = dataset(into, coords)
     data = data.assign_coords(shot=np.arange(data.sizes["shot"]), layer=np.arange(data.sizes["layer"]))
     about = {**about_of(real[0], seeds), "interval": INTERVAL.split(";")[0], "limits": [*LIMITS, *absent]}
     return Reading("attention", data, {**about, "says": _says(data)})

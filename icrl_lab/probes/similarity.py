@@ -20,7 +20,8 @@ from icrl_lab import maps
 from icrl_lab import shots as room
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import beside
-from icrl_lab.probes.beside import Named, put
+from icrl_lab.probes.arrays import Named, dataset, tell
+from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import influence, read_orders
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.variance import shares
@@ -115,7 +116,7 @@ def similarity(
     by_cosine = [n for n in names if not n.endswith("-tanimoto")]
     told = shares(arrays, coords, _ordered(ask, by_cosine, orders) if orders > 1 else {})
     _neighbours(arrays, ask, first)
-    data = beside.dataset(arrays, coords)
+    data = dataset(arrays, coords)
     about = {
         **first.about(),
         "selection": list(names),
@@ -357,7 +358,7 @@ def _says(data: xr.Dataset, k: int) -> list[str]:
             continue
         words = f"the {k} nearest shots by {measure}" if how == "nearest" else f"{k} random shots"
         at = {"metric": metric, "selection": name}
-        score = lambda by, at=at: beside.tell(data, "score", {**at, "by": by})  # noqa: E731
+        score = lambda by, at=at: tell(data, "score", {**at, "by": by})  # noqa: E731
         beside_it = "; ".join(f"{beside.WORDS.get(b, b)} {score(b)}" for b in others)
         out.append(
             f"With {words} {beside.WORDS['real']} reach {beside.METRICS[metric]} {score('real')}; {beside_it}. Left for the model: "
@@ -365,9 +366,7 @@ def _says(data: xr.Dataset, k: int) -> list[str]:
         )
     for measure in data["measure"].values.tolist() if "follows" in data else ():
         at = {"measure": measure, "control": "real"}
-        beside_it = "; ".join(
-            f"{c} {beside.tell(data, 'follows', {**at, 'control': c})}" for c in data["control"].values[1:]
-        )
+        beside_it = "; ".join(f"{c} {tell(data, 'follows', {**at, 'control': c})}" for c in data["control"].values[1:])
         more = ""
         if "follows_gain" in data and "noise" in data["other"].values:
             where = {"measure": measure, "other": "noise"}
@@ -377,14 +376,14 @@ def _says(data: xr.Dataset, k: int) -> list[str]:
                 if q < 0.05 and float(data["follows_gain"].sel(where)) > 0
                 else "no more than under noise, as far as can be seen"
             )
-            more = f": {seen} ({beside.tell(data, 'follows_gain', where, form='+.2f')}, corrected p = {q:.3f})"
+            more = f": {seen} ({tell(data, 'follows_gain', where, form='+.2f')}, corrected p = {q:.3f})"
         out.append(
             f"The size of a shot's influence follows its {measure} to the query at a rank correlation of "
-            f"{beside.tell(data, 'follows', at)}; {beside_it}{more}."
+            f"{tell(data, 'follows', at)}; {beside_it}{more}."
         )
     if "share" in data:
         held = data["share"].sel(control="real")
         top = [str(s) for s in data["source"].values[np.argsort(-held.values)][:3]]
-        told = ", ".join(f"{s} {beside.tell(data, 'share', {'control': 'real', 'source': s})}" for s in top)
+        told = ", ".join(f"{s} {tell(data, 'share', {'control': 'real', 'source': s})}" for s in top)
         out.append(f"Most of the variance of answers is of {told} (shares).")
     return out

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from icrl_lab.probes.beside import METRICS, Named, put
+from icrl_lab.probes.arrays import Named
+from icrl_lab.probes.beside import METRICS, put
 from icrl_lab.stats import Effects, adjusted, effects, interval, paired
 from icrl_lab.stats.metrics import Array
 from icrl_lab.stats.verdicts import ALPHA, MIN_ITEMS, MIN_SEEDS

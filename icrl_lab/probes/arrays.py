@@ -1,0 +1,48 @@
+"""The arrays of a reading: each with its axes, its words and its units, an estimate with the ends of its interval beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from icrl_lab.errors import MissingExtra
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Named = dict[str, tuple[tuple[str, ...], Any, str, str]]  # name -> dims, values, long name, units
+ENDS = {  # what is put behind a name -> what it is, in words
+    "": "", "_low": ", 95 % interval from", "_high": ", 95 % interval to", "_p": ", p", "_q": ", p corrected over the cells",
+}  # fmt: skip
+
+
+def put(into: Named, name: str, dims: tuple[str, ...], values: Sequence[Any], words: str, units: str) -> None:
+    """Adds an estimate and, as far as `values` go, the ends of its interval, its p-value and its corrected p-value."""
+    for (end, what), value in zip(ENDS.items(), values):
+        into[name + end] = (dims, value, words + what, "" if end in ("_p", "_q") else units)
+
+
+def xarray() -> Any:
+    """The library of labelled arrays; a MissingExtra where it is not installed."""
+    try:
+        import xarray as xr
+    except ImportError:
+        raise MissingExtra('probes need xarray: pip install "icrl-lab[probes]"') from None
+    return xr
+
+
+def dataset(arrays: Named, coords: Mapping[str, Any]) -> xr.Dataset:
+    """The arrays as an xarray.Dataset, on axes that are not empty."""
+    made = {n: (d, v, {"long_name": words, "units": units}) for n, (d, v, words, units) in arrays.items()}
+    return xarray().Dataset(made, {name: held for name, held in coords.items() if len(held)})
+
+
+def tell(data: xr.Dataset, name: str, at: Mapping[str, Any], units: str = "", form: str = ".2f") -> str:
+    """One number of a reading with its interval, as a sentence quotes it."""
+    value, low, high = (float(data[f"{name}{tail}"].sel(at)) for tail in ("", "_low", "_high"))
+    return f"{value:{form}} [{low:.2f}, {high:.2f}]" + (f" {units}" if units else "")
+
+
+def ci(data: xr.Dataset, name: str, units: str = "", **at: Any) -> str:
+    """The same, with its place by the names of axes."""
+    return tell(data, name, at, units)
