@@ -1,5 +1,7 @@
 """Studies: the grid, what may be looked at, controls that share everything but one thing, resuming, the planted truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -294,6 +296,42 @@ def test_saved_results_open(task, vectors, llm, tmp_path):
     assert (
         "<table" in result._repr_html_() and result.paper_mode()["selection_of_seeds"].str.contains("test score").all()
     )
+
+
+def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp_path):
+    """The difference of a study's own table against noise; turned round with its sides; zero with itself; condition by condition."""
+    plan = {**PLAN, "labels": ["true", "permuted"], "shots": [3, 5], "seeds": 3}
+    result = Study(task, vectors, llm, **plan).run(tmp_path / "run", progress=False)
+    one, other = [a for a in result.summary()["arm"].unique() if a != "text"][:2]
+    noise = result.compare(one, other_control="noise").query("metric == 'pearson'").set_index(["labels", "shots"])
+    mine = result.summary().query("arm == @one and control == 'real'").set_index(["labels", "shots"]).loc[noise.index]
+    assert len(noise) == 4
+    for name in ("", "_low", "_high"):
+        assert np.allclose(noise["difference" + name], mine["delta_pearson" + name])
+    assert np.allclose(noise["p"], mine["p"], equal_nan=True) and np.allclose(noise["one"], mine["pearson"])
+    there, back = result.compare(one, other), result.compare(other, one)
+    assert np.allclose(there["difference"], -back["difference"]) and np.allclose(there["one"], back["other"])
+    assert np.allclose(there["difference_low"], -back["difference_high"]) and there["difference"].abs().max() > 0
+    assert (result.compare(one, one)["difference"] == 0).all()
+    text = result.compare(one, "text")  # whose prompts always hold the text
+    assert len(text) == len(there) and text["difference"].notna().all()
+    simple = result.compare(one, baseline="knn").set_index(["labels", "shots", "metric"])
+    table = result.baselines().query("baseline == 'knn'").set_index(["labels", "shots"])
+    for labels, shots in table.index:
+        assert np.isclose(simple.loc[(labels, shots, "rmse"), "other"], table.loc[(labels, shots), "rmse"])
+    lacks = (result.predictions["arm"] == other) & (result.predictions["labels"] == "permuted")
+    less = replace(result, predictions=result.predictions[~lacks])
+    assert set(less.compare(one, other)["labels"]) == {"true"}  # labels that one side lacks are compared with nothing
+    with pytest.raises(DataError, match=r"no arm 'rige'.*ridge"):
+        result.compare(one, "rige")
+    with pytest.raises(DataError, match=r"no baseline 'k-nn'.*knn"):
+        result.compare(one, baseline="k-nn")
+    with pytest.raises(DataError, match="'zero'"):
+        result.compare(one, control="zero")
+    opened = open_run(tmp_path / "run")
+    pd.testing.assert_frame_equal(opened.compare(one, other), there, check_dtype=False)
+    with pytest.raises(DataError, match="baselines"):
+        opened.compare(one, baseline="knn")
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(task, vectors, llm):

@@ -14,7 +14,7 @@ from icrl_lab.stats.effects import Effects, adjusted, correlations, effects, sig
 from icrl_lab.stats.intervals import Interval, interval, paired
 from icrl_lab.stats.metrics import METRICS, copy_rate, efficiency, spread_ratio
 from icrl_lab.stats.simulate import power_table
-from icrl_lab.stats.table import paper_mode, summarise
+from icrl_lab.stats.table import differences, paper_mode, summarise
 from icrl_lab.stats.verdicts import HARMED, NOTHING, UNTESTED, USES, holm, verdict
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "adjusted",
     "copy_rate",
     "correlations",
+    "differences",
     "effects",
     "efficiency",
     "holm",

@@ -171,6 +171,25 @@ def against(one: Cell, noise: Cell, name: str) -> Interval:
     return value if enough else replace(value, p=float("nan"))  # shown, but no test rests on it
 
 
+def differences(one: DataFrame, other: DataFrame) -> DataFrame:
+    """What the rows of one cell have over those of another, a row a metric: the metric on `one` and on `other`, each on all that it
+    has, and the paired `difference` on the seeds and items that both have, with its 95 % interval and its p-value, which is NaN
+    where they are too few to test and is not corrected for other comparisons."""
+    import pandas as pd
+
+    a, b = cell(one), cell(other)
+    left, right = read(a), read(b)
+    rows = []
+    for name in _names(a):
+        found = against(a, b, name)
+        row = {"metric": name, "one": left[name], "other": right.get(name, np.nan)}
+        rows.append(
+            row
+            | {"difference": found.estimate, "difference_low": found.low, "difference_high": found.high, "p": found.p}
+        )
+    return pd.DataFrame(rows)
+
+
 def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, Cell]]:
     import pandas as pd
 

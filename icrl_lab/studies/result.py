@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icrl_lab import stats
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from icrl_lab.studies.shown import Shown
     from icrl_lab.values import Reading, SlotMap
 
+SHARED, TOLD = ("labels", "shots", "selection"), ("with_text", "order")  # what two sides of a comparison have in common
 NOT_OF_BASELINES = ("p", "p_holm", "verdict", "efficiency", "copy_rate", "note", "failures", "failure_rate")
 
 
@@ -64,6 +65,53 @@ class StudyResult:
             self._baselines = table[keep].rename(columns={"arm": "baseline"})
         return self._baselines.copy()
 
+    def compare(
+        self,
+        arm: str,
+        other: str | None = None,
+        *,
+        baseline: str | None = None,
+        control: str = "real",
+        other_control: str | None = None,
+    ) -> pd.DataFrame:
+        """What one arm has over another, over itself under another control, or over a simple predictor: paired on seeds and queries.
+
+        other          None: the same arm; `baseline` in its place: "mean", "knn", "ridge", ... on the same shots
+        other_control  None: as `control`
+        One row a condition and metric, with the columns of `stats.differences`: `p` is that of one comparison, not corrected for
+        others. Labels, shots and their selection are the same on both sides; so are text and order, where the other side has them.
+        A DataError for what the run has not.
+        """
+        import pandas as pd
+
+        mine = self._rows(self.predictions, "arm", arm).query("control == @control")
+        if baseline is not None:
+            if self.baseline_predictions is None:
+                raise DataError("a run that was opened holds no predictions of its baselines; compare where it was run")
+            theirs = self._rows(self.baseline_predictions, "baseline", baseline)
+        else:
+            theirs = self._rows(self.predictions, "arm", arm if other is None else other)
+            theirs = theirs[theirs["control"] == (other_control or control)]
+        found = []
+        for condition, rows in mine.groupby([*SHARED, *TOLD]):
+            here = dict(zip((*SHARED, *TOLD), condition))
+            there = theirs
+            for name, value in here.items():
+                same = there[there[name] == value] if name in there else there
+                there = same if name in SHARED or len(same) else there
+            if len(there):
+                found.append(stats.differences(rows, there).assign(**here))
+        if not found:
+            raise DataError(f"no prediction of {arm!r} under {control!r} has its like on the other side; see summary()")
+        table = pd.concat(found, ignore_index=True)
+        return table[[*SHARED, *TOLD, *(c for c in table if c not in (*SHARED, *TOLD))]]
+
+    @staticmethod
+    def _rows(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
+        if name not in set(frame[column]):
+            raise DataError(f"the run has no {column} {name!r}; {nearest(name, frame[column].unique())}")
+        return frame[frame[column] == name]
+
     def paper_mode(self) -> pd.DataFrame:
         """The best 3 of 10 seeds by test score, as the paper reports, beside the honest figures; optimistic, and labelled so."""
         return stats.paper_mode(self.predictions)
@@ -80,7 +128,6 @@ class StudyResult:
 
     def parity(self, arm: str, control: str = "real") -> go.Figure:
         """Predicted against measured for one arm."""
-        from icrl_lab.errors import nearest
         from icrl_lab.plots import study
 
         rows = self.predictions.query("arm == @arm and control == @control")
