@@ -326,6 +326,8 @@ def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp
         result.compare(one, "rige")
     with pytest.raises(DataError, match=r"no baseline 'k-nn'.*knn"):
         result.compare(one, baseline="k-nn")
+    with pytest.raises(DataError, match="one of the two"):
+        result.compare(one, other, baseline="knn")
     with pytest.raises(DataError, match="'zero'"):
         result.compare(one, control="zero")
     opened = open_run(tmp_path / "run")

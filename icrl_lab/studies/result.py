@@ -86,6 +86,10 @@ class StudyResult:
 
         mine = self._rows(self.predictions, "arm", arm).query("control == @control")
         if baseline is not None:
+            if other is not None or other_control is not None:
+                raise DataError(
+                    "a baseline stands in the place of the other arm and has no control; give one of the two"
+                )
             if self.baseline_predictions is None:
                 raise DataError("a run that was opened holds no predictions of its baselines; compare where it was run")
             theirs = self._rows(self.baseline_predictions, "baseline", baseline)
