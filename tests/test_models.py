@@ -31,6 +31,22 @@ def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch,
     assert models.measure(llama.model, 2)[0] == 2  # who says how many gets as many
 
 
+@pytest.mark.parametrize("gain, dtype", [(2.0, "float32"), (2.5, "bfloat16"), (4.2, "bfloat16")])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_bfloat16_is_taken_where_it_gains_more_than_half_its_width(monkeypatch, family, gain, dtype):
+    """Half the width of a number makes a vector unit twice as fast at most; the least that was measured with AMX is 2.5."""
+    import transformers as tf
+
+    from tests.conftest import tiny_config
+
+    rates = {"float32": 800.0, "bfloat16": 800.0 * gain}
+    found = {"tokens/s": rates, "products": dict.fromkeys(rates, "torch"), "seconds by threads": {1: 1.0}}
+    monkeypatch.setattr(models, "_read", lambda *given: (tf.AutoModelForCausalLM.from_config(tiny_config(family)), None))
+    monkeypatch.setattr(models, "measure", lambda model, threads: (1, found))
+    assert models.load_llm("planted", device="cpu", prove=False).dtype == dtype
+    assert models.load_llm("planted", device="cpu", dtype="float32", prove=False).dtype == "float32"
+
+
 def test_a_model_with_soft_caps_is_compared_with_attention_that_has_them():
     import transformers as tf
 
