@@ -80,7 +80,7 @@ def gguf(name: str, *, progress: bool | None = None) -> Path:
         raise ModelError(
             f"{name} comes under its own terms, {model.licence}; read them, and set ICRL_LAB_ACCEPT_TERMS={model.terms} if you accept them"
         )
-    with _alone(folder / "lock"):
+    with alone(folder / "lock"):
         if not (path.is_file() and sha256(path) == model.sha256):
             _assemble(name, model, folder, path, sys.stderr.isatty() if progress is None else progress)
         (folder / "verified").write_text(model.sha256)
@@ -184,7 +184,7 @@ def _bar(label: str, total: int, initial: int, progress: bool):
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process, so a killed one leaves none."""
     with open(lock, "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

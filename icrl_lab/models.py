@@ -110,6 +110,7 @@ def load_llm(
              on any machine, bfloat16 within 3e-2
     device   "auto": CUDA where there is one
     threads  None: the fastest of the possible counts, by a short measurement
+    trust_remote_code  run the Python code that a folder or hub name brings, if any; a GGUF file never runs any
     prove    check what the lab relies on; a model that fails is refused with the reason
 
     Raises ModelError when the model cannot be had or fails the proof, StudyError for an unknown dtype or device.
@@ -178,6 +179,14 @@ def _read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[An
     except IcrlError:
         raise
     except Exception as error:  # foreign parsers on foreign bytes: whatever they raise, the model is at fault
+        if "trust_remote_code" in str(error) and path.suffix == ".gguf":
+            raise ModelError(
+                f"the folder of {name!r} asks for Python code, which a GGUF file never runs; move it to a folder of its own"
+            ) from error
+        if "trust_remote_code" in str(error) and not trust:
+            raise ModelError(
+                f"the model {name!r} asks for Python code of its own; read it, and give trust_remote_code=True if you trust it"
+            ) from error
         lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
         first = " ".join(lines)[:200] if lines[0].endswith(":") else lines[0]
         known = ", ".join(fetch.EMBEDDED)
@@ -229,10 +238,10 @@ def _from_gguf(path: Path, dtype: Any) -> tuple[Any, Any]:
 
     folder, file = str(path.parent), path.name
     quantization = GgufConfig(gguf_file=file, dequantize=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     bar = partial(tqdm, disable=None, delay=2)  # its own bar shows where the output is no terminal, too
     with patch.object(modeling_gguf_pytorch_utils, "tqdm", bar, create=True):
-        model = _whole(folder, gguf_file=file, quantization_config=quantization, dtype=dtype)
+        model = _whole(folder, gguf_file=file, quantization_config=quantization, dtype=dtype, trust_remote_code=False)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and must not say otherwise when it is saved
     return model, tokenizer
@@ -246,14 +255,18 @@ def _dense_copy(name: str, progress: bool | None) -> Path:
 
     path = fetch.gguf(name, progress=progress)
     folder = path.parent / "dense"
-    if not (folder / "done").is_file():
-        part = path.parent / f"dense.{os.getpid()}.part"
-        model, tokenizer = _from_gguf(path, torch.float32)
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        (part / "done").write_text(fetch.EMBEDDED[name].sha256)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+    if (folder / "done").is_file():
+        return folder
+    with fetch.alone(path.parent / "lock"):
+        if not (folder / "done").is_file():  # who held the lock may have made it
+            part = path.parent / "dense.part"
+            for left in (part, folder):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            model, tokenizer = _from_gguf(path, torch.float32)
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            (part / "done").write_text(fetch.EMBEDDED[name].sha256)
+            os.replace(part, folder)
     return folder
 
 

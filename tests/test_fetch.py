@@ -2,6 +2,8 @@
 
 import hashlib
 import http.server
+import io
+import sys
 import threading
 import zipfile
 
@@ -104,6 +106,28 @@ def test_a_download_that_stops_goes_on_at_the_byte_where_it_stopped(index):
         f"bytes={CUT}-",
         f"bytes={2 * CUT}-",
     ]
+
+
+def test_a_bar_shows_what_is_fetched_and_goes_on_where_the_download_stopped(index, capsys):
+    index.cuts = 1
+    fetch.gguf("toy", progress=True)
+    said = capsys.readouterr().err
+    for i in range(3):
+        assert f"fetching toymodel{i}: 100%" in said
+    first, resumed = (f"fetching toymodel0: {percent:3d}%|" for percent in (0, 20))  # CUT of 350 kB
+    assert said.index(first) < said.index(resumed) and "| 0.00/351k [" in said and "| 70.0k/351k [" in said
+
+
+@pytest.mark.parametrize("terminal, asked, shown", [(True, None, True), (False, None, False), (True, False, False)])
+def test_without_being_asked_a_bar_is_shown_in_a_terminal_alone(index, monkeypatch, terminal, asked, shown):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    fetch.gguf("toy", progress=asked)
+    assert ("fetching toymodel0" in screen.getvalue()) == shown and (shown or not screen.getvalue())
 
 
 def test_a_server_that_cannot_go_on_sends_the_whole_again(index):

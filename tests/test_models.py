@@ -1,13 +1,24 @@
-"""What is measured when a model is loaded."""
+"""Where a model comes from, what is measured when it is loaded, and that it runs no code of its own unless asked."""
 
+import builtins
+import json
 import os
+import shutil
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
+import numpy as np
 import pytest
 import torch
 
-from icrl_lab import models
+from icrl_lab import fetch, models
 from icrl_lab.engine import products as room
+from icrl_lab.engine.proof import plain
+from icrl_lab.errors import ModelError
+from icrl_lab.values import SLOT, Rendered
 
 
 @pytest.mark.parametrize("cost, best", [({1: 4.0, 2: 3.0}, 2), ({1: 3.0, 2: 4.0}, 1)])
@@ -41,7 +52,9 @@ def test_bfloat16_is_taken_where_it_gains_more_than_half_its_width(monkeypatch, 
 
     rates = {"float32": 800.0, "bfloat16": 800.0 * gain}
     found = {"tokens/s": rates, "products": dict.fromkeys(rates, "torch"), "seconds by threads": {1: 1.0}}
-    monkeypatch.setattr(models, "_read", lambda *given: (tf.AutoModelForCausalLM.from_config(tiny_config(family)), None))
+    monkeypatch.setattr(
+        models, "_read", lambda *given: (tf.AutoModelForCausalLM.from_config(tiny_config(family)), None)
+    )
     monkeypatch.setattr(models, "measure", lambda model, threads: (1, found))
     assert models.load_llm("planted", device="cpu", prove=False).dtype == dtype
     assert models.load_llm("planted", device="cpu", dtype="float32", prove=False).dtype == "float32"
@@ -55,3 +68,225 @@ def test_a_model_with_soft_caps_is_compared_with_attention_that_has_them():
     model = tf.AutoModelForCausalLM.from_config(tiny_config("gemma2"))
     model.config._attn_implementation = "sdpa"  # the default of older transformers, which newer ones refuse
     assert models.wrap("gemma2", model, None, prove=False).model.config._attn_implementation == "eager"
+
+
+def test_what_was_measured_and_chosen_at_load_stands_in_the_manifest_of_a_run(monkeypatch, tmp_path):
+    from icrl_lab.studies import Study
+    from tests.toy import PLAN, toy_llm, toy_task, toy_vectors
+
+    toy, task = toy_llm(), toy_task()
+    found = {
+        "tokens/s": {"float32": 123.4, "bfloat16": 567.8},
+        "products": {"float32": "torch", "bfloat16": "torch"},
+        "seconds by threads": {1: 0.25, 3: 0.125},
+    }
+    monkeypatch.setattr(models, "_read", lambda *given: (toy.model, toy.tokenizer))
+    monkeypatch.setattr(models, "measure", lambda model, threads: (3, found))
+    llm = models.load_llm("planted", device="cpu")
+    Study(task, toy_vectors(task), llm, **PLAN).run(tmp_path / "run", progress=False)
+    said = json.loads((tmp_path / "run" / "manifest.json").read_text())["model"]
+    measured = {**found, "seconds by threads": {"1": 0.25, "3": 0.125}}  # JSON has no other keys than strings
+    assert said == {
+        "name": "planted", "device": "cpu", "dtype": "bfloat16", "threads": 3, "proof": dict(llm.proof), "measured": measured,
+    }  # fmt: skip
+    assert set(said["proof"]) == {"own embedding", "slot moves logits", "attention row sum", "engine against plain"}
+
+
+# ------------------------------------------------------------------------------------------ GGUF files
+
+
+def write_gguf(path: Path, model, tokenizer) -> Path:
+    """A llama and its byte-level tokenizer as llama.cpp keeps them: its own names, rows of queries and keys in another order."""
+    import gguf
+
+    config, spec = model.config, json.loads(tokenizer.backend_tokenizer.to_str())
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_block_count(config.num_hidden_layers)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    out.add_rope_dimension_count(config.head_dim)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list([token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])])
+    out.add_token_merges([" ".join(pair) for pair in spec["model"]["merges"]])
+    out.add_eos_token_id(tokenizer.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for key, weight in model.state_dict().items():
+        name, values = names.get_name(key, try_suffixes=(".weight",)), weight.numpy()
+        if name == "output.weight":  # tied to the embeddings
+            continue
+        if "attn_q" in name or "attn_k" in name:  # the halves that RoPE turns together, in turns
+            pairs = values.reshape(-1, 2, config.head_dim // 2, config.hidden_size)
+            values = pairs.swapaxes(1, 2).reshape(values.shape)
+        out.add_tensor(name, np.ascontiguousarray(values))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def toy_gguf(folder: Path):
+    """A toy model, and the file of it."""
+    from tests.toy import toy_llm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    toy = toy_llm()
+    return toy, write_gguf(folder / "mine.gguf", toy.model, toy.tokenizer)
+
+
+def test_a_gguf_file_of_the_users_own_is_the_model_it_was_written_from(tmp_path):
+    toy, path = toy_gguf(tmp_path)
+    llm = models.load_llm(str(path), device="cpu", dtype="float32", threads=1)
+    assert llm.width == toy.width and llm.context == toy.context and llm.dtype == "float32" and llm.proof
+    text = "CCO -> 57\n"
+    assert llm.tokenizer(text)["input_ids"] == toy.tokenizer(text)["input_ids"]
+    ids = np.random.default_rng(0).integers(0, 400, 40)
+    vector = np.random.default_rng(1).standard_normal((1, toy.width)).astype(np.float32)
+    for prompt in (Rendered(ids, vector[:0]), Rendered(np.where(np.arange(40) == 7, SLOT, ids), vector)):
+        np.testing.assert_allclose(plain(llm, prompt), plain(toy, prompt), atol=1e-5)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"mine\.gguf' cannot be had: "):
+        models.load_llm(str(path), device="cpu", threads=1)
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """An embedded model "toy" whose GGUF has been fetched, and the list of times at which a dense model was made of it."""
+    toy, path = toy_gguf(tmp_path / "models" / "toy")
+    made = []
+
+    def slow(path, dtype):
+        made.append(path)
+        time.sleep(0.3)
+        return toy.model, toy.tokenizer
+
+    monkeypatch.setitem(fetch.EMBEDDED, "toy", fetch.Embedded((), path.name, "0" * 64, "none", 1))
+    monkeypatch.setattr(fetch, "gguf", lambda name, *, progress=None: path)
+    monkeypatch.setattr(models, "_from_gguf", slow)
+    return path.parent, made
+
+
+def test_two_that_start_at_once_make_one_dense_copy_and_both_load_it(embedded):
+    folder, made = embedded
+    together = Barrier(2)
+
+    def start(_):
+        together.wait()
+        dense = models._dense_copy("toy", None)
+        return dense, sorted(path.name for path in dense.iterdir()), (dense / "done").stat().st_mtime_ns
+
+    with ThreadPoolExecutor(2) as pool:
+        (one, held, time_of), (other, also, time_after) = pool.map(start, range(2))
+    assert one == other == folder / "dense" and held == also and time_of == time_after and len(made) == 1
+    assert {path.name for path in folder.iterdir()} == {"mine.gguf", "dense", "lock"}
+    assert models.load_llm("toy", device="cpu", dtype="float32", threads=1).width == 48
+
+
+def test_what_a_killed_process_left_of_a_dense_copy_is_made_anew(embedded):
+    folder, made = embedded
+    for left in ("dense", "dense.part"):
+        (folder / left).mkdir()
+        (folder / left / "config.json").write_text("{")
+        (folder / left / "rubbish").write_text("")
+    assert models.load_llm("toy", device="cpu", dtype="float32", threads=1).width == 48 and len(made) == 1
+    assert {path.name for path in folder.iterdir()} == {"mine.gguf", "dense", "lock"}
+    assert not (folder / "dense" / "rubbish").exists()
+    models.load_llm("toy", device="cpu", dtype="float32", threads=1)
+    assert len(made) == 1
+
+
+# ------------------------------------------------------------------------------------- code beside weights
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A function that puts code beside a model and names it in its configurations, and the file that this code writes when it runs."""
+    from transformers import dynamic_module_utils
+
+    mark, asked = tmp_path / "it ran", []
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # transformers appends to it
+
+    def plant(folder: Path, **changes) -> None:
+        (folder / "foreign.py").write_text(
+            "from pathlib import Path\n"
+            "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+            f"Path({str(mark)!r}).write_text('')\n"
+            "class Config(LlamaConfig): pass\n"
+            "class Model(LlamaForCausalLM): config_class = Config\n"
+            "class Tokenizer(PreTrainedTokenizerFast): pass\n"
+            "def generate(): pass\n"
+        )
+        (folder / "custom_generate").mkdir()
+        shutil.copy(folder / "foreign.py", folder / "custom_generate" / "generate.py")
+        maps = {"AutoConfig": "foreign.Config", "AutoModelForCausalLM": "foreign.Model"}
+        for name, named in (
+            ("config.json", maps),
+            ("tokenizer_config.json", {"AutoTokenizer": [None, "foreign.Tokenizer"]}),
+        ):
+            held = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+            (folder / name).write_text(json.dumps({**held, "auto_map": named, **changes}))
+
+    monkeypatch.setattr(builtins, "input", lambda *question: asked.append(question) or "y")
+    yield plant, mark
+    assert not asked
+
+
+def load(name, **given):
+    return models.load_llm(str(name), device="cpu", dtype="float32", threads=1, **given)
+
+
+def one_sentence(error) -> bool:
+    return "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of a toy model."""
+    from tests.toy import toy_llm
+
+    toy = toy_llm()
+    toy.model.save_pretrained(tmp_path / "folder")
+    toy.tokenizer.save_pretrained(tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def test_code_beside_the_weights_of_a_folder_runs_only_for_who_asks(folder, foreign):
+    plant, mark = foreign
+    plant(folder)
+    llm = load(folder)
+    assert type(llm.model).__module__.startswith("transformers.models.") and not mark.exists()
+    assert type(load(folder, trust_remote_code=True).model).__name__ == "Model" and mark.exists()
+
+
+def test_a_folder_that_needs_its_code_is_refused_unless_it_is_asked_for(folder, foreign):
+    plant, mark = foreign
+    plant(folder, model_type="nobody-knows", tokenizer_class="Tokenizer")
+    with pytest.raises(
+        ModelError, match="asks for Python code of its own; read it, and give trust_remote_code=True"
+    ) as e:
+        load(folder)
+    assert one_sentence(e) and not mark.exists()
+    load(folder, trust_remote_code=True)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_gguf_file_never_runs_the_code_beside_it(tmp_path, foreign, trust):
+    plant, mark = foreign
+    toy, path = toy_gguf(tmp_path / "folder")
+    plant(path.parent)
+    with pytest.raises(ModelError, match=r"mine\.gguf' asks for Python code, which a GGUF file never runs; move") as e:
+        load(path, trust_remote_code=trust)
+    assert one_sentence(e) and not mark.exists()
+    settings = {
+        "auto_map": {"AutoTokenizer": [None, "foreign.Tokenizer"]},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (path.parent / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load(path, trust_remote_code=trust).width == toy.width and not mark.exists()

@@ -24,17 +24,17 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.03}
 
 
 def plain(llm: LLM, prompt: Rendered) -> np.ndarray:
-    """(V,) float32 log-probabilities after one prompt by the model's own forward pass: no cache, no packing, its own attention."""
-    embeds = llm.model.get_input_embeddings()(
-        torch.from_numpy(np.where(prompt.ids == SLOT, 0, prompt.ids)).to(llm.model.device)
-    )
-    if len(prompt.vectors):
-        embeds = embeds.clone()
-        embeds[torch.from_numpy(np.flatnonzero(prompt.ids == SLOT)).to(embeds.device)] = torch.tensor(
-            prompt.vectors
-        ).to(embeds)
+    """(V,) float32 log-probabilities after one prompt by the model's own forward pass: no cache, no packing, its own attention,
+    and where there is no vector, from token ids."""
+    ids = torch.from_numpy(np.where(prompt.ids == SLOT, 0, prompt.ids)).to(llm.model.device)
+    given = {"input_ids": ids[None]}
     with torch.inference_mode():
-        logits = llm.model(inputs_embeds=embeds[None], use_cache=False, logits_to_keep=1).logits[0, -1]
+        if len(prompt.vectors):
+            embeds = llm.model.get_input_embeddings()(ids).clone()
+            slots = torch.from_numpy(np.flatnonzero(prompt.ids == SLOT)).to(embeds.device)
+            embeds[slots] = torch.tensor(prompt.vectors).to(embeds)
+            given = {"inputs_embeds": embeds[None]}
+        logits = llm.model(**given, use_cache=False, logits_to_keep=1).logits[0, -1]
     return logits.float().log_softmax(-1).cpu().numpy()
 
 
