@@ -50,6 +50,8 @@ def read(path: str | Path, id_column: str | None = None, columns: Sequence[str] 
 def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...], str | None]:
     with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
         held = set(archive.files)
+        if archive.zip.testzip() is not None:  # numpy reads as far as a shape says, and may meet no checksum
+            raise DataError("an array does not have its checksum; the file is damaged")
         found = [n for n in NAMES if n in held]
         if "ids" not in held or not found:
             raise DataError(f"it needs the arrays 'ids' and 'values', and has {sorted(held)}")
