@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from icrl_lab import fetch
 from icrl_lab.errors import IcrlError
@@ -42,13 +42,25 @@ def checks() -> Iterator[Check]:
 
 
 def statistics() -> Iterator[Check]:
-    """The simulations behind intervals and verdicts, repeated: each line a rate beside its limit, as soon as it is known."""
+    """The simulations behind intervals and verdicts, repeated: each line a rate beside its limits, as soon as it is known.
+
+    A line also says how far beyond its limits a rate may lie for the error of the simulation, and whether it does.
+    """
     from icrl_lab.stats import simulate
 
     for r in simulate.report():
-        limits = f"limits {r['low']:.2f} to {r['high']:.2f}" if r["bound"] else "listed, not bound to limits"
-        says = f"{r['share']:.3f} of 1,000 studies of {r['seeds']} seeds x {r['items']} items, {limits}"
+        says = f"{r['share']:.3f} of {r['studies']:,} studies of {r['seeds']} seeds x {r['items']} items, {_limits(r)}"
         yield Check(f"{r['what']}, {r['scenario']}", bool(r["ok"]), bool(r["bound"]), says)
+
+
+def _limits(r: dict[str, Any]) -> str:
+    if not r["bound"]:
+        return "listed, not bound to limits"
+    limits = f"limits {r['low']:.2f} to {r['high']:.2f}"
+    if not r["granted"]:
+        return f"{limits}, nothing granted"
+    beyond = "" if r["low"] <= r["share"] <= r["high"] else ", needed here" if r["ok"] else ", exceeded"
+    return f"{limits}, {r['granted']:.4f} granted (2 Monte Carlo errors){beyond}"
 
 
 def _package(name: str, needed: bool) -> Check:

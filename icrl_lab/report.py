@@ -60,6 +60,7 @@ def write(folder: str | os.PathLike) -> Path:
 
 def render(record: Record) -> str:
     """The report as a string of HTML; the same run gives the same bytes."""
+    record = replace(record, summary=_with_labels(record))
     record = replace(record, summary=_in_order(record))
     figures: dict[str, go.Figure] = {}
     about = _about(record)
@@ -80,6 +81,15 @@ def render(record: Record) -> str:
 
 
 # --------------------------------------------------------------------------------------------- parts
+
+
+def _with_labels(record: Record) -> pd.DataFrame:
+    """The summary with the labels that each arm saw: from the predictions, where it does not have them itself."""
+    summary, frame = record.summary, record.predictions
+    if "gold_labels" in summary or "shots" not in summary or "gold_labels" not in frame:
+        return summary
+    seen = frame.groupby(["arm", "shots"])["gold_labels"].max().to_dict()
+    return summary.assign(gold_labels=[seen.get(key, np.nan) for key in zip(summary["arm"], summary["shots"])])
 
 
 def _in_order(record: Record) -> pd.DataFrame:
@@ -119,15 +129,15 @@ def _head(record: Record, about: Mapping[str, Any]) -> str:
 
 def _result(record: Record, about: Mapping[str, Any], figures: dict[str, go.Figure]) -> str:
     """The table of the arms with their intervals and verdicts, a figure beside it, all cells below."""
-    metric, budget, out = about["metric"], _budgets(record.predictions), ["<h2>What came out</h2>"]
+    metric, out = about["metric"], ["<h2>What came out</h2>"]
     parts = sorted(study.conditions(record.summary), key=lambda part: "permuted" in part[0])
     for number, (words, rows) in enumerate(parts):
         real = rows[rows["control"] == "real"] if (rows["control"] == "real").any() else rows
         name = f"arms-{number}"
         figures[name] = study.arms(rows, record.baselines, metric, about["units"])
-        cells = _cells(rows, metric, budget) + _notes(rows)
+        cells = _cells(rows, metric) + _notes(rows)
         inner = (
-            _cells(real, metric, budget, short=True)
+            _cells(real, metric, short=True)
             + page.figure(name)
             + (
                 f"<details><summary>all {len(rows)} cells, with every control</summary>{cells}</details>"
@@ -143,16 +153,7 @@ def _result(record: Record, about: Mapping[str, Any], figures: dict[str, go.Figu
     return "\n".join(out)
 
 
-def _budgets(predictions: pd.DataFrame) -> dict[str, str]:
-    """Gold labels each arm saw: "20", or "20 to 300" where its cells differ."""
-    found = {}
-    for arm, seen in predictions.groupby("arm", sort=False)["gold_labels"]:
-        low, high = seen.min(), seen.max()
-        found[str(arm)] = "" if low != low else f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
-    return found
-
-
-def _cells(rows: pd.DataFrame, metric: str, budget: Mapping[str, str], short: bool = False) -> str:
+def _cells(rows: pd.DataFrame, metric: str, short: bool = False) -> str:
     """A table of cells; the short one has what a reader asks first: the verdict, the main metric, the difference to noise."""
     metrics = [m for m in (("rmse",) if short else study.METRICS) if m in rows and m != metric]
     plain = ["p_holm", "failures", *(() if short else ("copy_rate", "spread_ratio", "efficiency", "n", "seeds"))]
@@ -172,7 +173,7 @@ def _cells(rows: pd.DataFrame, metric: str, budget: Mapping[str, str], short: bo
                 _interval(row, metric),
                 _interval(row, f"delta_{metric}"),
                 *(_interval(row, m) for m in metrics),
-                text(budget.get(str(row["arm"]), "")),
+                _number(row.get("gold_labels")),
                 _number(row.get("draws")),
                 *("&lt;0.001" if c == "p_holm" and row[c] < 0.001 else _number(row[c]) for c in plain),
             ]
@@ -338,6 +339,7 @@ def _paper(record: Record, about: Mapping[str, Any]) -> str:
         [
             row["arm"],
             *(str(row[c]) for c in varying),
+            _number(row.get("gold_labels")),
             name,
             _number(row["honest"]),
             _number(row["paper"]),
@@ -349,7 +351,7 @@ def _paper(record: Record, about: Mapping[str, Any]) -> str:
         "The source paper reports the mean of its best 3 of 10 seeds, chosen by their score on the test items. Chosen that "
         "way, a figure is biased upwards; it is here only to compare with numbers published so."
     )
-    header = ["arm", *varying, "metric", "all seeds", "paper mode", "what paper mode is"]
+    header = ["arm", *varying, "labels seen", "metric", "all seeds", "paper mode", "what paper mode is"]
     return (
         f'<h2>Paper mode: seeds chosen on the test score</h2>\n<p class="warning">{text(note)}</p>\n'
         f"<details><summary>paper mode beside all seeds</summary>{page.table(body[:MOST], header)}</details>"

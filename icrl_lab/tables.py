@@ -1,4 +1,8 @@
-"""The summary of a study as a table for a terminal, a README and a notebook. Computes nothing."""
+"""The summary of a study as a table for a terminal, a README and a notebook. Computes nothing.
+
+How many labels a row has seen stands beside its figures: in a column of its own where any row saw others than those of its
+shots (a map fitted on more), and otherwise once for all rows, in the sentence below the table.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,32 @@ def _interval(row: Any, name: str) -> str:
     return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]" if low == low else f"{value:{sign}.2f}"
 
 
+def _more_labels(summary: pd.DataFrame) -> bool:
+    """Has any row seen other labels than those of its shots?"""
+    if not {"gold_labels", "shots"} <= set(summary):
+        return False
+    return bool((summary["gold_labels"].notna() & (summary["gold_labels"] != summary["shots"])).any())
+
+
+def _count(row: Any, name: str) -> str:
+    value = row.get(name)
+    return "" if value is None or value != value else f"{value:.0f}"
+
+
 def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: every cell of the summary, then the baselines. Conditions that do not vary are left out."""
+    """Header and rows: every cell of the summary, then the baselines. Conditions that do not vary are left out, and so are the
+    labels seen where they are those of the shots in every row."""
     main = "pearson" if "pearson" in summary else "accuracy"
     error = "rmse" if "rmse" in summary else None
     others = summary[summary["arm"] != "text"]  # which always shows the text, so that it says nothing of the study
     varying = [c for c in CONDITIONS if c in others and others[c].astype(str).nunique() > 1]
+    more = _more_labels(summary)
     title = {"pearson": "Pearson r [95 %]", "accuracy": "accuracy [95 %]", "rmse": f"RMSE {units}".strip()}
     header = [
         "arm",
         "control",
         *varying,
+        *(["labels seen"] if more else []),
         title[main],
         *([title[error]] if error else []),
         "minus noise [95 %]",
@@ -39,7 +58,9 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
     out: list[list[str]] = []
     for row in summary.to_dict("records"):
         out.append(  # noqa: PERF401
-            [row["arm"], row.get("control", ""), *(str(row[c]) for c in varying), _interval(row, main)]
+            [row["arm"], row.get("control", ""), *(str(row[c]) for c in varying)]
+            + ([_count(row, "gold_labels")] if more else [])
+            + [_interval(row, main)]
             + ([f"{row[error]:.2f}"] if error else [])
             + [
                 _interval(row, f"delta_{main}"),
@@ -54,6 +75,7 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
                 row["baseline"],
                 "baseline",
                 *fill,
+                *([_count(row, "shots")] if more else []),  # a baseline sees the shots and nothing else
                 _interval(row, main),
                 *([f"{row[error]:.2f}"] if error else []),
                 "",
@@ -90,4 +112,7 @@ def html(summary: pd.DataFrame, baselines: pd.DataFrame | None = None, units: st
 def _foot(summary: pd.DataFrame) -> str:
     n, seeds = sorted(set(summary["n"])), sorted(set(summary["seeds"]))
     span = lambda v: f"{v[0]}" if len(v) == 1 else f"{v[0]} to {v[-1]}"  # noqa: E731
-    return f"{span(n)} predictions a row over {span(seeds)} seeds; intervals over new seeds and new items; verdicts Holm-corrected over the arms."
+    labels = ""
+    if "gold_labels" in summary and summary["gold_labels"].notna().all() and not _more_labels(summary):
+        labels = f" each row saw the {span(sorted(set(summary['gold_labels'].astype(int))))} labels of its shots;"
+    return f"{span(n)} predictions a row over {span(seeds)} seeds;{labels} intervals over new seeds and new items; verdicts Holm-corrected over the arms."

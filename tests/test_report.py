@@ -310,6 +310,49 @@ def test_the_figure_of_the_arms_draws_every_row_where_the_table_has_it():
     assert "(3 seeds of 8 items)" in figure.layout.title.text and "95 %" in figure.layout.title.text
 
 
+def budgeted(seen=300, **options) -> pd.DataFrame:
+    """Predictions whose mapped arm has seen `seen` labels."""
+    frame = predictions(**options)
+    return frame.assign(gold_labels=np.where(frame["arm"] == "text", frame["shots"], seen))
+
+
+def test_an_arm_that_saw_more_labels_than_its_shots_says_so_in_every_figure():
+    names = lambda frame: list(study.arms(summary(frame), BASELINES).layout.yaxis.ticktext)  # noqa: E731
+    assert names(budgeted())[:3] == ["<b>text</b>", "<b>moments-vocab x16</b>, 300 labels", "noise"]
+    assert names(budgeted(20)) == names(predictions()) == names(predictions().drop(columns="gold_labels"))
+    assert names(budgeted(controls=("noise",)))[1] == "<b>moments-vocab x16</b>, noise, 300 labels"
+    rows = study.arms(summary(budgeted()), BASELINES).data
+    assert ["300 labels seen" in row.hovertemplate for row in rows] == [False, True, True, False, False]
+    assert not any("labels" in row.hovertemplate for row in study.arms(summary(predictions())).data)
+
+    both = pd.concat([budgeted(100), budgeted(200).assign(shots=200)])
+    assert study.curve(summary(both), "shots").data[-1].name == "moments-vocab x16, 100 to 200 labels"
+    plain = pd.concat([budgeted(20), budgeted(200).assign(shots=200)])
+    assert study.curve(summary(plain), "shots").data[-1].name == "moments-vocab x16"
+
+    one = budgeted().query("arm != 'text' and control == 'real'")
+    classes = one.assign(target="x", prediction="x")
+    for figure in (study.parity(one), study.confusion(classes)):
+        assert "the arm saw 300 labels" in figure.layout.title.text.replace("<br>", " ")
+    for figure in (study.parity(one.assign(gold_labels=20)), study.confusion(classes.assign(gold_labels=20))):
+        assert "labels" not in figure.layout.title.text
+
+
+def test_the_report_says_the_labels_of_each_row_also_where_its_summary_does_not(tmp_path):
+    frame = pd.concat([budgeted(100), budgeted(200).assign(shots=200)])
+    pages = [
+        Page(report.render(run(tmp_path / name, frame, table=table)))
+        for name, table in [("a", summary(frame)), ("b", summary(frame).drop(columns="gold_labels"))]
+    ]
+    told = [page.words.split("What was run")[0] for page in pages]  # behind it stand the hashes of the files
+    assert told[0] == told[1] and pages[0].figures == pages[1].figures
+    ticks = [f["layout"]["yaxis"].get("ticktext", ()) for f in pages[0].figures.values()]
+    assert [t[1] for t in ticks if len(t) > 1] == ["<b>moments-vocab x16</b>, 100 labels", "<b>moments-vocab x16</b>"]
+    header, first = re.search(r"<thead>(.*?)</thead>.*?<tr>(.*?)</tr>", report.render(RunFolder.read(tmp_path / "a")), re.S).groups()  # fmt: skip
+    cells = lambda tag, line: [re.sub("<.*?>", "", cell) for cell in re.findall(f"<{tag}.*?>(.*?)</{tag}>", line)]  # noqa: E731
+    assert dict(zip(cells("th", header), cells("td", first)))["labels seen"] == "20"
+
+
 def test_each_control_has_a_colour_and_a_shape_of_its_own():
     assert len(set(style.CONTROLS.values())) == len(style.CONTROLS)
     assert len({shape for _, shape in style.CONTROLS.values()}) == len(style.CONTROLS)

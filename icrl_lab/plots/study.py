@@ -105,6 +105,17 @@ def _span(metric: str, tables: list[pd.DataFrame]) -> list[float]:
     return [first - pad, last + pad]
 
 
+def _labels(rows: pd.DataFrame) -> str:
+    """ "300 labels" where an arm has seen others than those of its shots, "100 to 300 labels" where its rows differ; else ""."""
+    if not {"gold_labels", "shots"} <= set(rows):
+        return ""
+    known = rows[rows["gold_labels"].notna()]
+    if (known["gold_labels"] == known["shots"]).all():
+        return ""
+    low, high = int(known["gold_labels"].min()), int(known["gold_labels"].max())
+    return f"{low} labels" if low == high else f"{low} to {high} labels"
+
+
 # ---------------------------------------------------------------------------------------------- arms
 
 
@@ -116,6 +127,8 @@ def arms(
     title: str = "",
 ) -> go.Figure:
     """One row an arm and control, with its interval; each baseline a row below and a dotted line through all others.
+
+    An arm that has seen more labels than those of its shots says how many beside its name.
 
     summary  one condition of a study (see `conditions`): several would be drawn over one another, so they raise
     metric   a column of the summary; None takes Pearson's r, or accuracy
@@ -134,6 +147,8 @@ def arms(
             name = f"<b>{style.safe(arm, 30)}</b>" if place == 0 else style.safe(control, 24)
             if place == 0 and control != "real":
                 name = f"<b>{style.safe(arm, 20)}</b>, {style.safe(control, 14)}"
+            if place == 0 and _labels(rows):
+                name += f", {_labels(rows)}"
             _row(go, figure, y, row, metric, f"{arm}, {control}", style.look(control, place))
             ticks.append((y, name))
             y -= 1
@@ -163,6 +178,8 @@ def arms(
 def _row(go: Any, figure: go.Figure, y: float, row: pd.Series, metric: str, name: str, look: tuple[str, str]) -> None:
     value, below, above = (part[0] for part in _bars(row.to_frame().T, metric))
     verdict = f"<br>{style.safe(row['verdict'])}" if isinstance(row.get("verdict"), str) and row["verdict"] else ""
+    seen = _labels(row.to_frame().T)
+    seen = f"<br>{seen} seen" if seen else ""
     figure.add_trace(
         go.Scatter(
             x=[value],
@@ -170,7 +187,7 @@ def _row(go: Any, figure: go.Figure, y: float, row: pd.Series, metric: str, name
             mode="markers",
             marker={"color": look[0], "symbol": look[1], "size": 10, "line": {"width": 1, "color": look[0]}},
             error_x={"array": [above], "arrayminus": [below], "color": look[0], "thickness": 1.6, "width": 3},
-            hovertemplate=f"<b>{style.safe(name)}</b><br>{value:.3g} [{value - below:.3g}, {value + above:.3g}]{verdict}<extra></extra>",
+            hovertemplate=f"<b>{style.safe(name)}</b><br>{value:.3g} [{value - below:.3g}, {value + above:.3g}]{seen}{verdict}<extra></extra>",
         )
     )
 
@@ -227,7 +244,7 @@ def curve(
             go.Scatter(
                 x=at,
                 y=value,
-                name=style.safe(values, 40),
+                name=", ".join(filter(None, [style.safe(values, 40), _labels(group)])),
                 mode="lines+markers",
                 line={"color": colour, "width": 1.6},
                 marker={"color": colour, "symbol": shape, "size": 9},
@@ -309,8 +326,9 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
     figure.update_xaxes(range=span, title=f"measured{what}{unit}", title_standoff=8, zeroline=False, constrain="domain")
     figure.update_yaxes(range=span, title=f"predicted{what}{unit}", zeroline=False, scaleanchor="x", constrain="domain")
     marks = f"small points are the {seeds} seeds, large ones their mean; " if seeds > 1 else ""
+    seen = f"the arm saw {_labels(rows)}; " if _labels(rows) else ""
     lost = f" {failed} of {len(predictions)} predictions failed and have no point." if failed else ""
-    return style.finish(figure, title or "Predicted against measured", f"n = {predictions['item'].nunique()} items; {marks}on the dashed line prediction and measurement agree.{lost}", 520)  # fmt: skip
+    return style.finish(figure, title or "Predicted against measured", f"n = {predictions['item'].nunique()} items; {seen}{marks}on the dashed line prediction and measurement agree.{lost}", 520)  # fmt: skip
 
 
 def confusion(predictions: pd.DataFrame, title: str = "") -> go.Figure:
@@ -334,4 +352,5 @@ def confusion(predictions: pd.DataFrame, title: str = "") -> go.Figure:
     figure.update_xaxes(title="answered", type="category", showgrid=False, side="bottom")
     figure.update_yaxes(title="true class", type="category", autorange="reversed", showgrid=False)
     seeds = predictions["seed"].nunique()
-    return style.finish(figure, title or "True class and answer", f"n = {predictions['item'].nunique()} items, {seeds} seeds; each row sums to 100 %.", 440)  # fmt: skip
+    seen = f"the arm saw {_labels(predictions)}; " if _labels(predictions) else ""
+    return style.finish(figure, title or "True class and answer", f"n = {predictions['item'].nunique()} items, {seeds} seeds; {seen}each row sums to 100 %.", 440)  # fmt: skip

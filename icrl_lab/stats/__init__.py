@@ -12,7 +12,7 @@ Reading order: metrics, intervals, verdicts, effects, table, simulate.
 
 from icrl_lab.stats.effects import Effects, adjusted, correlations, effects, sign_flip
 from icrl_lab.stats.intervals import Interval, interval, paired
-from icrl_lab.stats.metrics import METRICS, copy_rate, efficiency, spread_ratio
+from icrl_lab.stats.metrics import METRICS, efficiency, spread_ratio
 from icrl_lab.stats.simulate import power_table
 from icrl_lab.stats.table import differences, paper_mode, summarise
 from icrl_lab.stats.verdicts import HARMED, NOTHING, UNTESTED, USES, holm, verdict
@@ -26,7 +26,6 @@ __all__ = [
     "Effects",
     "Interval",
     "adjusted",
-    "copy_rate",
     "correlations",
     "differences",
     "effects",

@@ -13,7 +13,7 @@ reference makes no error at all is 1 if the predictions make none either, else 0
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -183,11 +183,6 @@ def spread_ratio(pred: Array, target: Array) -> float:
     """sd(prediction) / sd(target), the mean over the seeds: 1 is a calibrated spread, 0 a constant answer."""
     spread = float(np.std(target))
     return float(np.std(pred, axis=-1).mean() / spread) if spread > 0 else 0.0
-
-
-def copy_rate(pred: Any, shots: Any, decimals: int) -> float:
-    """Share of one seed's predictions (N,) that are one of its shots' labels (k,), both rounded to `decimals`."""
-    return float(np.isin(np.round(pred, decimals), np.round(shots, decimals)).mean())
 
 
 def efficiency(skill: float, ridge: float) -> float:

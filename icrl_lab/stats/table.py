@@ -190,7 +190,7 @@ def differences(one: DataFrame, other: DataFrame) -> DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, Cell]]:
+def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, tuple[Cell, dict[str, Any]]]]:
     import pandas as pd
 
     missing = [c for c in ("arm", "seed", "item", "target", "prediction", "status") if c not in frame]
@@ -201,7 +201,12 @@ def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, Cell]]:
     keys = [c for c in CELL if c in frame]
     groups = frame.groupby(keys, dropna=False, sort=False)
     clean = lambda key: tuple("" if pd.isna(k) else k for k in key)  # noqa: E731  NaN is not equal to itself
-    return keys, {clean(key): cell(rows) for key, rows in groups}
+    return keys, {clean(key): (cell(rows), _labels_seen(rows)) for key, rows in groups}
+
+
+def _labels_seen(rows: DataFrame) -> dict[str, Any]:
+    """How many labels a cell has seen, where its rows say so; the most of them where they differ."""
+    return {"gold_labels": rows["gold_labels"].max()} if "gold_labels" in rows else {}
 
 
 def _efficiency(key: dict[str, Any], row: dict[str, Any], baselines: DataFrame | None) -> float:
@@ -225,10 +230,10 @@ def _efficiency(key: dict[str, Any], row: dict[str, Any], baselines: DataFrame |
 
 
 def summarise(predictions: DataFrame, baselines: DataFrame | None = None) -> DataFrame:
-    """One row a cell: counts, metrics with 95 % intervals, the paired difference to the noise control, the verdict.
+    """One row a cell: labels seen, counts, metrics with 95 % intervals, the paired difference to the noise control, the verdict.
 
     predictions  rows of predictions.parquet, with `reference` (the mean or the majority of the seed's shots) and, where
-                 known, `copied`; target and prediction are floats for regression and strings for classification
+                 known, `copied` and `gold_labels`; target and prediction are floats for regression and strings for classification
     baselines    rows of the same columns, named in `baseline` (or `arm`), for the extraction efficiency
     The verdicts of real cells that share a task and a kind of labels are corrected together (Holm). Control cells get
     their differences too, and no verdict.
@@ -238,15 +243,15 @@ def summarise(predictions: DataFrame, baselines: DataFrame | None = None) -> Dat
     keys, cells = _cells(predictions)
     at = keys.index("control") if "control" in keys else None
     rows = []
-    for key, one in cells.items():
+    for key, (one, seen) in cells.items():
         named = dict(zip(keys, key))
-        row = named | read(one)
+        row = named | seen | read(one)
         row["efficiency"] = _efficiency(named, row, baselines)
         name = "pearson" if "pearson" in row else "accuracy"
         delta = NOTHING_KNOWN
         if at is not None and key[at] != "noise":
             noise = cells.get((*key[:at], "noise", *key[at + 1 :]))
-            delta = against(one, noise, name) if noise else delta
+            delta = against(one, noise[0], name) if noise else delta
         most = 2.0 if name == "pearson" else 1.0  # few seeds make an interval wider than any difference can be
         row |= {
             f"delta_{name}": delta.estimate,
@@ -279,13 +284,14 @@ def paper_mode(predictions: DataFrame, best: int = 3, of: int = 10) -> DataFrame
 
     keys, cells = _cells(predictions)
     rows = []
-    for key, one in cells.items():
+    for key, (one, seen) in cells.items():
         for name in _names(one):
             every = _each_seed(one, name)
             scores = np.sort(every[:of])
             kept = scores[:best] if name in ("rmse", "mae") else scores[::-1][:best]
             label = f"best {len(kept)} of {len(scores)} seeds, selected on the test score"
             row = dict(zip(keys, key)) | {
+                **seen,
                 "metric": name,
                 "paper": kept.mean(),
                 "paper_variance": kept.var(ddof=1) if len(kept) > 1 else np.nan,
