@@ -400,7 +400,29 @@ def test_eager_attention_is_held_against_ours_from_a_long_prefix_on(llm, monkeyp
 # ------------------------------------------------------------------------------------------- peers
 
 
-def test_a_peer_is_two_rows_or_a_note(llm, tmp_path):
+def test_measuring_how_exact_float32_is_leaves_the_weights_where_they_lie(llm):
+    from icrl_lab.bench import exact
+
+    before = [(p.data_ptr(), p.dtype, p._version) for p in llm.model.parameters()]
+    found = exact.exactness(llm, cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0), cases.Bar(False))
+    assert found and all(0 < r["ours to float64"] < 1e-4 and 0 < r["full forward to float64"] < 1e-4 for r in found)
+    assert [(p.data_ptr(), p.dtype, p._version) for p in llm.model.parameters()] == before
+
+
+def test_a_second_copy_of_the_weights_counts_as_memory(llm):
+    import copy
+
+    from icrl_lab.engine import products
+
+    model = copy.deepcopy(llm.model)
+    assert products.copied(model) == 0
+    if not products.lay_out(model):
+        pytest.skip("this CPU has one way of products")
+    linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert products.copied(model) == sum(w.numel() * 4 for w in linear)
+
+
+def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path):
     plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
     stand_in = tmp_path / "python"  # an interpreter that checks its input and answers at once
     answer = {
@@ -415,11 +437,16 @@ def test_a_peer_is_two_rows_or_a_note(llm, tmp_path):
     stand_in.chmod(0o755)
     case = {"prefix": 60, "suffix": 6, "rows": [], "limits": []}
     peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
-    assert [r["method"] for r in case["rows"]] == ["stand-in", "stand-in, prefix ready"]
-    assert case["rows"][0]["ms"] == 1000 and case["rows"][1]["ms"] == 500 and "notes" not in case
+    beside = "ours beside stand-in"
+    titles = ["stand-in", beside, "stand-in, prefix ready", f"{beside}, prefix ready"]
+    assert [(r["method"], r["dtype"]) for r in case["rows"]] == list(zip(titles, ["Q4_0", "float32"] * 2))
+    assert [r["ms"] for r in case["rows"][::2]] == [1000, 500] and "notes" not in case
+    for theirs, mine in (case["rows"][:2], case["rows"][2:]):  # what is printed as a ratio is one of what is printed
+        assert theirs["slower"] == pytest.approx(theirs["ms"] / mine["ms"]) and mine["slower"] == 1
+        assert theirs["slower CPU"] == pytest.approx(theirs["CPU s"] / mine["CPU s"]) and mine["slower CPU"] == 1
     stand_in.write_text("#!/bin/sh\necho it broke >&2; exit 3\n")
     peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
-    assert len(case["rows"]) == 2 and case["notes"] == ["vllm: no row, it ended with status 3: it broke"]
+    assert len(case["rows"]) == 4 and case["notes"] == ["vllm: no row, it ended with status 3: it broke"]
 
 
 def test_a_peer_that_looks_inside_is_held_against_ours(llm, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,11 +44,9 @@ def _compare(llm: LLM, plan: Plan, prefix: int, suffix: int, bar: Bar, weights: 
     prompts = workload(llm, prefix, suffix, plan.checked, plan.seed).prompts
     ours = Engine(llm).next_token(prompts)
     full = np.stack([plain(llm, p) for p in prompts])
-    try:
-        llm.model.double()
-        exact = np.stack([plain(llm, p) for p in prompts[:1]])
-    finally:
-        llm.model.float()
+    # of a copy: the model itself, cast there and back, would have lost how its weights lie
+    wide = replace(llm, model=copy.deepcopy(llm.model).double())
+    exact = np.stack([plain(wide, p) for p in prompts[:1]])
     apart = lambda a, b: float(np.abs(a - b).max())  # noqa: E731
     return {
         "weights": weights,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from icrl_lab.bench.costs import Costs
 from icrl_lab.bench.rows import FULL, OURS
+from icrl_lab.engine import products
 
 if TYPE_CHECKING:
     from icrl_lab.bench.cases import Plan
@@ -65,5 +66,7 @@ def limits(
             out.append(limit(f"N = {n}: queries a second", row["queries/s"], bound))
     if full["dtype"] == "float32":
         out.append(limit("float32 log-probabilities of the labels against a full forward", max(r["difference"] for r in mine), DIFFERENCE, False))  # fmt: skip
-    out.append(limit("MB above the model", max(r["peak MB"] for r in mine), MEMORY, False))
+    copied = products.copied(llm.model) / 1e6
+    what = f"MB above the model, {copied:,.0f} of them a second copy of its weights" if copied else "MB above the model"
+    out.append(limit(what, copied + max(r["peak MB"] for r in mine), MEMORY, False))
     return out

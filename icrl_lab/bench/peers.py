@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,12 @@ def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], ba
             except RuntimeError as error:
                 case.setdefault("notes", []).append(f"{name}: no row, {error}")
                 continue
-        again = _again(llm, work, plan)
+        again: dict[str, Any] = {
+            "name": f"ours beside {got['name']}",
+            "dtype": llm.dtype,
+            "rounds": {},
+            **_again(llm, work, plan),
+        }
         case["rows"] += _rows(got, again, queries, plan.rounds)
         bound = PEERS.get((name, case["prefix"]))
         for clock, key in (("wall", "seconds"), ("CPU time", "cpu")):
@@ -137,18 +143,19 @@ def _again(llm: LLM, work: Workload, plan: Plan) -> dict[str, dict[str, float]]:
     }
 
 
-def _rows(got: dict[str, Any], again: dict[str, dict[str, float]], queries: int, rounds: int) -> list[dict[str, Any]]:
-    """Two rows of the table. What a peer cannot be asked for here stays empty."""
+def _rows(got: dict[str, Any], again: dict[str, Any], queries: int, rounds: int) -> list[dict[str, Any]]:
+    """The peer's two rows of the table, and ours of the same minutes. What a peer cannot be asked for here stays empty."""
     out = []
-    for what, title in (("whole", got["name"]), ("ready", f"{got['name']}, prefix ready")):
-        seconds, cpu = got[what]["seconds"], got[what]["cpu"]
+    for what, who in product(("whole", "ready"), (got, again)):
+        title = who["name"] + ", prefix ready" * (what == "ready")
+        seconds, cpu = who[what]["seconds"], who[what]["cpu"]
         out.append(
             {
-                "method": title, "dtype": got["dtype"], "queries": queries, "measured on": f"{queries} x {rounds}",
+                "method": title, "dtype": who["dtype"], "queries": queries, "measured on": f"{queries} x {rounds}",
                 "ms": 1e3 * seconds / queries, "CPU s": cpu / queries, "queries/s": queries / seconds,
                 "tokens": None, "peak MB": None, "slower": seconds / again[what]["seconds"],
                 "slower CPU": cpu / again[what]["cpu"], "share": None, "difference": None, "flips": None, "compared": 0,
-                "rounds": got["rounds"],
+                "rounds": who["rounds"],
             }
         )  # fmt: skip
     return out

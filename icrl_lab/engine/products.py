@@ -106,6 +106,11 @@ def way(model: Any) -> str:
     return WAYS[any(isinstance(m.__dict__.get("forward"), _Laid) for m in model.modules())]
 
 
+def copied(model: Any) -> int:
+    """Bytes of the weights' second copies that were laid out."""
+    return sum(m.weight.nbytes for m in model.modules() if isinstance(m.__dict__.get("forward"), _Laid))
+
+
 def free() -> float:
     """Bytes of memory that can be had now; infinite where that cannot be told."""
     try:
