@@ -30,6 +30,14 @@ class DataError(IcrlError):
     exit_status = 3
 
 
+class ItemError(DataError):
+    """One item that an encoder or a model cannot take; `item` is its id. A study that leaves out what is bad goes on without it."""
+
+    def __init__(self, item: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.item = item
+
+
 class ModelError(IcrlError):
     """A language model or an encoder that cannot be had, or does not do what the lab relies on."""
 

@@ -99,12 +99,16 @@ def test_a_label_of_many_tokens_gains_by_its_length():
     assert np.allclose(chances(study, study.cells()[0]), want, atol=2e-4)
 
 
+def test_classes_are_asked_one_query_a_prompt():
+    with pytest.raises(StudyError, match="answered with numbers; a task with labels needs queries_per_prompt = 1"):
+        toy_study(classes=True, queries_per_prompt=2, layout="paper", with_text=False)
+
+
 @pytest.mark.parametrize("key", ["calibrate", "per_token"])
 def test_numbers_and_generated_answers_have_no_such_score(key):
     for plan in (
         {},
         {"classes": True, "decode": "greedy"},
-        {"classes": True, "queries_per_prompt": 2, "with_text": False},
     ):
         with pytest.raises(StudyError, match=f"{key} changes how classes are scored"):
             toy_study(**plan, **{key: True})

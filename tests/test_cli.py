@@ -292,6 +292,47 @@ def test_a_prompt_longer_than_the_context_is_status_3_and_blocks_nothing(home, r
     assert run("run", home / "s.toml", "--out", "o")[0] == 0  # the folder kept nothing, so another study may have it
 
 
+def _long(home):
+    """A table with two texts that are longer than the model's context, one of them of a query."""
+    table = pd.read_csv(home / "t.csv")
+    for row in (3, 30):
+        table.loc[row, "text"] = f"{'ab ' * 600}{row}"
+    table.to_csv(home / "x.csv", index=False)
+
+
+def _refused(home):
+    """An encoder that cannot take two items."""
+    (home / "x.csv").write_bytes((home / "t.csv").read_bytes())
+
+
+@pytest.mark.parametrize("make, arms, says", [(_long, '"text"', "has [0-9]+ tokens, and .* reads 512"), (_refused, '"ridge"', "cannot be featurised")])  # fmt: skip
+def test_an_item_that_encoder_or_model_cannot_take_is_named_or_left_out(home, run, monkeypatch, make, arms, says):
+    import icrl_lab.encoders
+    from icrl_lab.errors import ItemError
+
+    encode = icrl_lab.encoders.encode
+
+    def picky(task, *args, **options):
+        for name in ("m03", "m30") if make is _refused else ():
+            if name in task.ids:
+                raise ItemError(name, f"item {name!r} cannot be featurised")
+        return encode(task, *args, **options)
+
+    monkeypatch.setattr(icrl_lab.encoders, "encode", picky)
+    make(home)
+    arms = ('"random-projection", "ridge"', f'"random-projection", {arms}')
+    status, _, err = run("run", variant(home, "x.toml", CSV, arms), "--out", "o")
+    assert status == 3 and is_one_sentence(err) and re.search(f"'m03' {says}", err)
+    drop = ('modality = "text"', 'modality = "text"\non_bad = "drop"')
+    status, _, err = run("run", variant(home, "x.toml", CSV, arms, drop), "--out", "o")
+    assert status == 0 and re.search(rf"2 rows left out .* the first: .*'m03' {says}", err)
+    found = RunFolder.read("o")
+    assert [(row["id"], row["row"]) for row in found.manifest["task"]["dropped"]] == [("m03", None), ("m30", None)]
+    assert len(found.items) == N - 2 and not {"m03", "m30"} & set(found.items["id"])
+    assert run("report", "o")[0] == 0
+    assert run("run", variant(home, "x.toml", CSV, arms, drop), "--out", "o", "--resume")[0] == 0
+
+
 def test_a_folder_that_is_no_finished_run_has_no_report(run, home, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "summary.csv").write_text("arm\n")

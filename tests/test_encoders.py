@@ -384,6 +384,42 @@ def test_models_that_cannot_be_had(bert, tmp_path, monkeypatch):
         encode(WORDS, str(folder))
 
 
+def test_code_beside_an_encoder_runs_only_for_who_asks(bert, tmp_path, monkeypatch):
+    import builtins
+    import json
+
+    from transformers import dynamic_module_utils
+
+    mark, asked, folder = tmp_path / "it ran", [], copy_of(bert, tmp_path)
+    monkeypatch.setattr(builtins, "input", lambda *question: asked.append(question) or "y")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # transformers appends to it
+    (folder / "foreign.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import BertConfig, BertModel, PreTrainedTokenizerFast\n"
+        f"Path({str(mark)!r}).write_text('')\n"
+        "class Config(BertConfig): pass\n"
+        "class Model(BertModel): config_class = Config\n"
+        "class Tokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+
+    def settings(name, **changes):
+        (folder / name).write_text(json.dumps({**json.loads((bert / name).read_text()), **changes}))
+
+    settings("config.json", auto_map={"AutoConfig": "foreign.Config", "AutoModel": "foreign.Model"})
+    settings("tokenizer_config.json", auto_map={"AutoTokenizer": [None, "foreign.Tokenizer"]})
+    want = encode(WORDS, str(bert)).values
+    np.testing.assert_array_equal(encode(WORDS, str(folder), cache=False).values, want)
+    assert not mark.exists()
+    np.testing.assert_array_equal(encode(WORDS, str(folder), trust_remote_code=True, cache=False).values, want)
+    assert mark.exists()
+    mark.unlink()
+    settings("config.json", model_type="nobody-knows", auto_map={"AutoConfig": "foreign.Config"})
+    with pytest.raises(ModelError, match="cannot load it") as error:
+        encode(WORDS, str(folder), cache=False)
+    assert "\n" not in str(error.value) and not mark.exists() and not asked
+
+
 def test_items_the_model_cannot_read(bert, vit):
     long = " ".join("abcdefgh" * 2)  # 16 words and the frame: 18 tokens of 16
     with pytest.raises(DataError, match="'long' has 18 tokens, the encoder reads 16"):
@@ -828,6 +864,40 @@ def test_cut_files_are_refused(data, tmp_path):
             return
         np.testing.assert_array_equal(read.values, vectors.values)
         assert read.ids == vectors.ids
+
+
+@pytest.mark.parametrize("load", [Vectors.load, precomputed.read])
+@pytest.mark.parametrize("width", [6, 1600])  # of the second, no read reaches the end, where a checksum is looked at
+def test_saved_vectors_come_back_or_are_a_data_error_whatever_byte_is_cut_or_flipped(tmp_path, width, load):
+    vectors = Vectors(np.random.default_rng(6).normal(size=(4, width)), tuple("abcd"), "s")
+    path = tmp_path / "v.npz"
+    vectors.save(path)
+    whole = path.read_bytes()
+    start = whole.index(vectors.values.tobytes())
+    inside = range(start + 20, start + vectors.values.nbytes - 20)  # numbers, which are alike: a few of them will do
+    places = [i for i in range(len(whole)) if i not in inside or i % 500 == 0]
+
+    def read(content):
+        path.write_bytes(content)
+        try:
+            return load(path)
+        except DataError as error:
+            assert str(error).startswith(str(path))
+            return None
+
+    def same(found):
+        space = found.space == "s" or (
+            load is not Vectors.load and found.space.startswith("file:v@")
+        )  # where its name is lost
+        return found.values.tobytes() == vectors.values.tobytes() and found.ids == vectors.ids and space
+
+    assert same(read(whole))
+    assert [i for i in places if read(whole[:i]) is not None] == []
+    flipped = lambda i, bits: whole[:i] + bytes([whole[i] ^ bits]) + whole[i + 1 :]  # noqa: E731
+    found = [read(flipped(i, bits)) for i in places for bits in (4, 8, 17, 255)]  # 17 makes a space of a 1: " 600"
+    assert all(same(one) for one in found if one is not None)
+    with pytest.raises(DataError, match="no such file"):
+        load(tmp_path / "none.npz")
 
 
 # ---------------------------------------------------------------------------------------------- slots

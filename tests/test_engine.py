@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_lab.engine import Engine, attention, parts
+from icrl_lab.engine import Engine, attention, parts, products
 from icrl_lab.engine.proof import plain
+from icrl_lab.engine.run import PACK
 from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
 from icrl_lab.values import SLOT, Capture, Patch, Rendered
@@ -243,6 +244,38 @@ def test_out_of_memory_halves_the_pack_and_goes_on(llama, monkeypatch):
     monkeypatch.setattr(engine, "_forward", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError, match="shape"):
         engine.run(prompts(llama, seed=50))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_out_of_memory_in_the_midst_of_a_text_halves_the_pack_and_changes_no_text(family, temperature, monkeypatch):
+    from tests.conftest import tiny_llm
+
+    llm = tiny_llm(family)
+    many = prompts(llm, tails=(5, 3, 4, 6, 2))
+    whole = Engine(llm).generate(many, 7, temperature=temperature, seed=3)
+    engine = Engine(llm)
+    real, calls = engine._model, [0]
+
+    def short(job, state, where, rows, new=None):
+        calls[0] += 1
+        if len(rows) > 2 and new is not None and calls[0] % 3 == 0:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(job, state, where, rows, new)
+
+    monkeypatch.setattr(engine, "_model", short)
+    assert engine.generate(many, 7, temperature=temperature, seed=3) == whole
+    assert len(set(map(tuple, whole))) > 2 and engine.pack < 40
+
+
+def test_a_pack_is_what_free_memory_holds(llama, monkeypatch):
+    monkeypatch.setattr(products, "free", lambda: 64e9)
+    assert Engine(llama).pack == PACK["cpu"]
+    sizes = []
+    for free in (5e6, 1e7, 2e7):
+        monkeypatch.setattr(products, "free", lambda free=free: free)
+        sizes.append(Engine(llama).pack)
+    assert 32 < sizes[0] and np.allclose(np.diff(np.log2(sizes)), 1, atol=0.05) and sizes[-1] < PACK["cpu"]
 
 
 def test_prompts_that_cannot_be_run_are_refused(llama):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import icrl_lab
+from icrl_lab.studies.spec import StudySpec
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "icrl_lab"
 ROOMS = [
@@ -148,3 +151,57 @@ def test_nothing_speaks_of_other_places():
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".yml", ".yaml", ".ipynb", ".html"} and path.is_file():
             assert not wrong.search(path.read_text(encoding="utf-8")), name
+
+
+# --------------------------------------------------------------------------------------- what is shown
+
+
+def shown(language: str) -> str:
+    """The README's block of code in this language that shows the lab."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_study_file_of_the_readme_is_one():
+    spec = StudySpec.from_dict(tomllib.loads(shown("toml")))
+    assert StudySpec.from_dict(spec.to_dict()) == spec
+    assert [arm.label for arm in spec.study.arms] == [
+        "text",
+        "random-projection",
+        "moments-vocab x16",
+        "ridge budget=100",
+    ]
+    assert (spec.task.on_bad, spec.encoder.also, spec.study.repeat) == ("drop", ("chemnet",), 2)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """On a small task and a tiny model in place of the ones that it names."""
+    pytest.importorskip("plotly")
+    pytest.importorskip("ipywidgets")
+    from tests.toy import toy_llm, toy_task, toy_vectors
+
+    monkeypatch.chdir(tmp_path)
+    for name, make in (
+        ("load_task", lambda name: toy_task()),
+        ("encode", lambda task, name: toy_vectors(task)),
+        ("load_llm", lambda name: toy_llm()),
+    ):
+        monkeypatch.setattr(icrl_lab, name, make, raising=False)
+    code = shown("python")
+    names: dict = {}
+    exec(
+        compile(code.replace("seeds=5", "seeds=2, queries=12, controls=['real', 'noise']"), "README.md", "exec"), names
+    )
+    assert "seeds=5" in code and set(names["result"].summary()["arm"]) == {"text", "random-projection", "ridge"}
+    assert (tmp_path / "runs" / "mine" / "summary.csv").is_file() and names["reading"].about["says"]
+
+
+def test_the_demo_asks_what_it_must():
+    """At least five arms, one of them with 16 draws, three controls of the vectors, five seeds x 64 queries on all defaults."""
+    spec = StudySpec.from_dict(tomllib.loads((PACKAGE / "demo.toml").read_text()))
+    plan = spec.study
+    assert len(plan.arms) >= 5 and 16 in [arm.draws for arm in plan.arms] and sum(a.has_slots for a in plan.arms) >= 4
+    assert {"real", "shuffled", "noise", "dummy"} <= set(plan.controls) and plan.shots == (20,)
+    assert (len(plan.seeds), plan.queries) == (5, 64) and plan.seeds == tuple(range(5))
+    assert (spec.task.name, spec.encoder.name, spec.llm.name) == ("freesolv", "minimol", "smollm2-135m")

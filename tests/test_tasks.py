@@ -658,3 +658,29 @@ def test_importing_the_room_is_light():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+# ------------------------------------------------------------------- an item that a later room cannot take
+
+
+@pytest.mark.parametrize("classes", [False, True])
+@given(gone=st.lists(st.integers(0, 19), min_size=1, max_size=12, unique=True))
+@settings(max_examples=40, deadline=None)
+def test_a_task_without_items_keeps_what_the_others_are_and_on_which_side(classes, gone):
+    from tests.toy import toy_task
+
+    whole = task = toy_task(20, classes=classes)
+    for i in gone:
+        task = task.without(f"item{i}", "text", f"why {i}")
+    assert [(d.id, d.row, d.column, d.reason) for d in task.dropped] == [
+        (f"item{i}", None, "text", f"why {i}") for i in gone
+    ]
+    of = whole.ids.index
+    assert task.ids == tuple(name for name in whole.ids if of(name) not in gone)
+    for what in ("items", "text", *(("labels",) if classes else ("targets",))):
+        assert list(getattr(task, what)) == [getattr(whole, what)[of(name)] for name in task.ids]
+    for side in ("pool", "queries"):
+        assert [task.ids[p] for p in getattr(task, side)] == [
+            whole.ids[p] for p in getattr(whole, side) if p not in gone
+        ]
+    assert (task.options, task.kind, task.units) == (whole.options, whole.kind, whole.units)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from icrl_lab.answers.distributions import Answer, Choice, mix
 from icrl_lab.answers.formats import FORMATS, LabelFormat, fit_format
-from icrl_lab.answers.numbers import decode_numbers, score_numbers
+from icrl_lab.answers.numbers import decode_numbers, new_tokens, score_numbers
 from icrl_lab.answers.options import decode_options, score_options
 from icrl_lab.answers.parse import parse_answers, parse_number, parse_option
 from icrl_lab.answers.tries import Tries, tries
@@ -31,6 +31,7 @@ __all__ = [
     "decode_options",
     "fit_format",
     "mix",
+    "new_tokens",
     "parse_answers",
     "parse_number",
     "parse_option",

@@ -71,7 +71,7 @@ def decode_numbers(
     Each holds the one value that was read. What cannot be read is a failure with its text; no answer is dropped because
     its neighbour failed.
     """
-    new = max_new_tokens if max_new_tokens is not None else 24 if queries == 1 else 32 * queries
+    new = new_tokens(queries) if max_new_tokens is None else max_new_tokens
     labels = fmt.labels or PROBE
     out = []
     for text in generated(engine, prompts, tokenizer, labels if queries == 1 else (), temperature, seed, new):
@@ -89,6 +89,11 @@ def decode_numbers(
                 row.append(Answer(np.array([value]), np.ones(1), raw=text))
         out.append(row)
     return out
+
+
+def new_tokens(queries: int = 1) -> int:
+    """Tokens that the text may have that answers so many queries."""
+    return 24 if queries == 1 else 32 * queries
 
 
 def _said(text: str, fmt: LabelFormat, queries: int) -> list[str | None]:

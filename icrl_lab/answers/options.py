@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from icrl_lab.answers.distributions import Choice
-from icrl_lab.answers.numbers import generated
+from icrl_lab.answers.numbers import generated, new_tokens
 from icrl_lab.answers.parse import parse_option
 from icrl_lab.answers.tries import label_logprobs
 from icrl_lab.values import Rendered
@@ -61,12 +61,13 @@ def decode_options(
     *,
     temperature: float = 0.0,
     seed: int = 0,
-    max_new_tokens: int = 24,
+    max_new_tokens: int | None = None,
 ) -> list[Choice]:
     """The option that the generated text names; text that names none, or several, is a failure."""
     options = tuple(options)
     out = []
-    for text in generated(engine, prompts, tokenizer, options, temperature, seed, max_new_tokens):
+    new = new_tokens() if max_new_tokens is None else max_new_tokens
+    for text in generated(engine, prompts, tokenizer, options, temperature, seed, new):
         named = parse_option(text, options)
         hot = np.array([o == named for o in options], np.float64)
         out.append(

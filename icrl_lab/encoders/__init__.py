@@ -26,7 +26,7 @@ from icrl_lab.encoders import precomputed
 from icrl_lab.encoders.base import Encoder, content_key, show
 from icrl_lab.encoders.molecules import MOLECULES, descriptor_names
 from icrl_lab.encoders.slots import RAW, repeat, stack
-from icrl_lab.errors import DataError, StudyError
+from icrl_lab.errors import DataError, ItemError, StudyError
 from icrl_lab.values import Task, Vectors
 
 __all__ = ["ENCODERS", "Encoder", "descriptor_names", "encode", "find", "repeat", "stack"]
@@ -102,8 +102,9 @@ def encode(
             for position, vector in zip(part, block):
                 if not np.isfinite(vector).all():
                     row = rows[position]
-                    raise DataError(
-                        f"encoder {name!r} gives a NaN or an infinity for item {names[row]!r} ({show(items[row])})"
+                    raise ItemError(
+                        names[row],
+                        f"encoder {name!r} gives a NaN or an infinity for item {names[row]!r} ({show(items[row])})",
                     )
             fresh = {keys[rows[p]]: vector for p, vector in zip(part, block)}
             if cache and encoder.content:

@@ -17,7 +17,7 @@ import numpy as np
 
 from icrl_lab.encoders.base import Batches, chunks, show
 from icrl_lab.encoders.media import sound, to_image
-from icrl_lab.errors import DataError, IcrlError, ModelError
+from icrl_lab.errors import IcrlError, ItemError, ModelError
 
 Options = Mapping[str, Any]
 
@@ -146,11 +146,11 @@ def text(folder: Path, items: Sequence[str], ids: Sequence[str], batch_size: int
     for item, name in zip(items, ids):
         row = tokenizer(item, return_special_tokens_mask=True, return_attention_mask=False, verbose=False, **cut)
         if len(row["input_ids"]) > limit:
-            raise DataError(
-                f"item {name!r} has {len(row['input_ids'])} tokens, the encoder reads {limit}; truncate=True cuts"
+            raise ItemError(
+                name, f"item {name!r} has {len(row['input_ids'])} tokens, the encoder reads {limit}; truncate=True cuts"
             )
         if all(row["special_tokens_mask"]):
-            raise DataError(f"item {name!r} ({show(item)}) has no token of its own")
+            raise ItemError(name, f"item {name!r} ({show(item)}) has no token of its own")
         if o["pooling"] == "cls" and not row["special_tokens_mask"][0]:
             raise ModelError(
                 "the encoder's tokenizer puts no class token first: pooling 'cls' does not fit, use 'mean'"
@@ -211,7 +211,9 @@ def audio(folder: Path, items: Sequence[Any], ids: Sequence[str], batch_size: in
     for wave, name in zip(waves, ids):
         if longest and len(wave) > longest and not o["truncate"]:
             seconds = longest / extractor.sampling_rate
-            raise DataError(f"item {name!r} is longer than the {seconds:g} s the encoder hears; truncate=True cuts")
+            raise ItemError(
+                name, f"item {name!r} is longer than the {seconds:g} s the encoder hears; truncate=True cuts"
+            )
     masked = bool(getattr(extractor, "return_attention_mask", False))
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
     for _, alike in groupby(order, key=lambda i: 0 if longest else len(waves[i])):
@@ -230,9 +232,8 @@ def audio(folder: Path, items: Sequence[Any], ids: Sequence[str], batch_size: in
             keep = _valid(model, mask, len(part), states[0].shape[1])
             keep[:, :skip] = False
             if not keep.any(1).all():
-                raise DataError(
-                    f"item {ids[part[int(np.argmin(keep.any(1)))]]!r} is too short for the encoder to hear a frame"
-                )
+                short = ids[part[int(np.argmin(keep.any(1)))]]
+                raise ItemError(short, f"item {short!r} is too short for the encoder to hear a frame")
             yield part, _pool(states, keep, o["pooling"], lacking)
 
 

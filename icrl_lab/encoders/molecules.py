@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from icrl_lab.encoders.base import Batches, Encoder, chunks, show, version
-from icrl_lab.errors import DataError, MissingExtra, StudyError
+from icrl_lab.errors import ItemError, MissingExtra, StudyError
 
 
 def _need(module: str) -> Any:
@@ -40,9 +40,7 @@ def _molecule(smiles: str, name: str) -> Any:
     mol = _need("rdkit.Chem").MolFromSmiles(smiles)
     if mol is None or mol.GetNumAtoms() == 0:
         why = "rdkit cannot read this SMILES" if mol is None else "there is no atom in it"
-        raise DataError(
-            f"item {name!r} ({show(smiles)}): {why}; correct it, or leave out bad rows when loading the table"
-        )
+        raise ItemError(name, f"item {name!r} ({show(smiles)}): {why}; correct it, or leave such items out")
     return mol
 
 
@@ -67,8 +65,9 @@ def minimol(items: Sequence[str], ids: Sequence[str], batch_size: int) -> Batche
                     graphs.append(model.featurize_one(items[i]))
                 except Exception as error:  # whatever stops the featuriser, the user needs to know which molecule did
                     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise DataError(
-                        f"item {ids[i]!r} ({show(items[i])}): MiniMol cannot featurise it: {cause}"
+                    raise ItemError(
+                        ids[i],
+                        f"item {ids[i]!r} ({show(items[i])}): MiniMol cannot featurise it: {cause}; leave it out",
                     ) from error
             vectors = model.session.run(None, model.collate(graphs))[0]
         yield part, vectors

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -139,8 +140,9 @@ class Engine:
                 group, share = self._group(job, order)
                 order = order[len(group) :]
                 self._stretch(job, Node(0, share, group[0], group))
-                for pack in self._chunks([chain(i, share, len(job.symbols[i]), [i]) for i in group]):
-                    self._decode(job, share, pack, out, max_new_tokens, temperature, seed, frozenset(stop_ids))
+                asked = (max_new_tokens, temperature, seed, frozenset(stop_ids))
+                rest = [chain(i, share, len(job.symbols[i]), [i]) for i in group]
+                self._each(rest, partial(self._decode, job, out, share, *asked))
         self.computed += job.computed
         self.asked += sum(len(p) + len(o) for p, o in zip(prompts, out))
         return out
@@ -219,11 +221,15 @@ class Engine:
 
     def _packs(self, job: _Job, branches: list[Branch]) -> None:
         prefix = int(branches[0].symbol_at[0, 1])
+        self._each(branches, partial(self._forward, job, prefix))
+
+    def _each(self, branches: list[Branch], run: Callable[[list[Branch]], None]) -> None:
+        """Run these branches pack by pack; after running out of memory, what is left in smaller ones."""
         queue = self._chunks(branches)
         while queue:
             pack = queue.pop(0)
             try:
-                self._forward(job, prefix, pack)
+                run(pack)
             except RuntimeError as error:
                 self._halve(error, sum(map(len, pack)), len(pack))
                 queue = self._chunks([b for p in [pack, *queue] for b in p])
@@ -251,11 +257,13 @@ class Engine:
             torch.cuda.empty_cache()
 
     def _fitting_pack(self) -> int:
-        """Tokens a pack by a memory estimate: activations, and float32 logits for a row of each token, within 1 GB (a tenth of a GPU)."""
+        """Tokens a pack by a memory estimate: activations, and float32 logits for a row of each token, within a tenth of the memory
+        that is free (at most 1 GB of a machine's own)."""
         config = self.llm.model.config.get_text_config()
         wide = 10 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
         token = wide * self.model.dtype.itemsize + config.vocab_size * (4 + self.model.dtype.itemsize)
-        free = 1e9 if self.device.type == "cpu" else 0.1 * torch.cuda.mem_get_info(self.device)[0]
+        cuda = self.device.type == "cuda"
+        free = 0.1 * torch.cuda.mem_get_info(self.device)[0] if cuda else min(1e9, 0.1 * products.free())
         return int(max(32, min(PACK.get(self.device.type, 512), free // token)))
 
     # ------------------------------------------------------------------------------------ the forward pass
@@ -357,9 +365,11 @@ class Engine:
             share = min(share, common)
         return group, share
 
-    def _decode(self, job, prefix, pack, out, most, temperature, seed, stop) -> None:
+    def _decode(self, job, out, prefix, most, temperature, seed, stop, pack) -> None:
         """Extend every branch of a pack token by token; a branch leaves the pack when it meets a stop id."""
         rows = [b.ends[0][0] for b in pack]
+        for row in rows:  # a pack that was given up may have begun them
+            out[row].clear()
         draws = {s: np.random.default_rng([seed, s]) for s in rows} if temperature > 0 else {}
         where = np.concatenate([b.symbol_at for b in pack])
         lengths = [len(b) for b in pack]

@@ -17,12 +17,13 @@ from __future__ import annotations
 from icrl_lab.prompts.building import VIEWS, Example, build, build_all
 from icrl_lab.prompts.cuts import Cut, cuts
 from icrl_lab.prompts.pieces import Piece, pieces
-from icrl_lab.prompts.rendering import refill, render, render_all
+from icrl_lab.prompts.rendering import ROOM, refill, render, render_all, too_long
 from icrl_lab.prompts.templates import LAYOUTS, MARKERS, Template, layout
 
 __all__ = [
     "LAYOUTS",
     "MARKERS",
+    "ROOM",
     "VIEWS",
     "Cut",
     "Example",
@@ -36,4 +37,5 @@ __all__ = [
     "refill",
     "render",
     "render_all",
+    "too_long",
 ]

@@ -28,12 +28,16 @@ def render(prompt: Prompt, tokenizer: Any, vectors: Vectors | None = None, conte
 
 
 def render_all(
-    prompts: Sequence[Prompt], tokenizer: Any, vectors: Vectors | None = None, context: int | None = None
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    vectors: Vectors | None = None,
+    context: int | None = None,
+    room: int = ROOM,
 ) -> list[Rendered]:
     """Prompts as the engine takes them.
 
     vectors  in the model's space, one row (or `slots` rows) for each item that has a slot
-    context  tokens the model reads; a longer prompt is a DataError
+    context  tokens the model reads; a prompt that leaves less than `room` of them for the answer is a DataError
 
     `tokens` of a Rendered, joined, give the rendered string back ("<slot>" at a slot's positions). A missing vector, a
     slot of another width, and text that would reach the model as a control token are DataErrors that name the item; a chat
@@ -54,12 +58,18 @@ def render_all(
             _refuse_control(parts[owner[int(np.argmax(tok.leaks[raw]))]], prompt, tok)
         start = 0 if prompt.chat else len(tok.prefix)  # a chat template writes its own BOS
         length = start + len(raw)
-        if context is not None and length + ROOM > context:
-            _refuse_length(length, context, prompt)
+        if context is not None and length + room > context:
+            _refuse_length(length, context, room, prompt)
         ids = np.concatenate([np.asarray(tok.prefix[:start], np.int64), tok.table[raw]])
         words = tok.prefix_tokens[:start] + _words(text, offsets[:, 1], ids[start:], tok)
         out.append(Rendered(ids, _rows(prompt, vectors, where), _spans(parts, owner, start, known), words))
     return out
+
+
+def too_long(texts: Sequence[str], tokenizer: Any, context: int) -> dict[int, int]:
+    """Which texts leave a model of that context no room for an answer, whatever stands beside them: position -> tokens."""
+    lengths = [len(ids) for ids in plain(tokenizer).ids(list(texts))]
+    return {i: n for i, n in enumerate(lengths) if n + ROOM > context}
 
 
 def refill(rendered: Sequence[Rendered], vectors: Vectors) -> list[Rendered]:
@@ -193,9 +203,11 @@ def _refuse_control(part: Text | Slot, prompt: Prompt, tok: Plain) -> None:
     )
 
 
-def _refuse_length(length: int, context: int, prompt: Prompt) -> None:
+def _refuse_length(length: int, context: int, room: int, prompt: Prompt) -> None:
     labels = sum(isinstance(p, Text) and p.role == "label" for p in prompt.parts)
+    longest = max((p.text for p in prompt.parts if isinstance(p, Text) and p.role == "text"), key=len, default="")
+    whose = f", the longest text of {len(longest)} characters ({longest[:40]!r})" if longest else ""
     raise DataError(
-        f"the prompt has {length} tokens (and needs {ROOM} for the answer) but the model reads {context}: "
-        f"it holds {labels} shots; take fewer shots, vectors instead of text, or a model with a longer context"
+        f"the prompt has {length} tokens (and needs {room} for the answer) but the model reads {context}: "
+        f"it holds {labels} shots{whose}; take fewer shots, vectors instead of text, or a model with a longer context"
     )

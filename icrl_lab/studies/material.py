@@ -74,9 +74,7 @@ def check(task: Task, plan: PlanSpec) -> None:
         )
     if not len(task.queries):
         raise DataError(f"task {task.name!r} has no item to ask about; its split leaves the query side empty")
-    needs_text = [a.label for a in plan.arms if a.name in ("text", "moments-text")]
-    if True in plan.with_text and any(a.name != "text" for a in plan.arms):
-        needs_text += ["with_text = true"]
+    needs_text = [*reads_text(plan), *(a.label for a in plan.arms if a.name == "moments-text")]
     if task.text is None and needs_text:
         raise StudyError(
             f"task {task.name!r} has no text, and {needs_text[0]} needs one; name its text column or leave it out"
@@ -86,11 +84,21 @@ def check(task: Task, plan: PlanSpec) -> None:
             raise StudyError(
                 f'{key} changes how classes are scored: it needs a task with labels, decode = "score" and queries_per_prompt = 1'
             )
+    if plan.queries_per_prompt > 1 and task.targets is None:
+        raise StudyError(
+            "several queries a prompt are answered with numbers; a task with labels needs queries_per_prompt = 1"
+        )
     if plan.queries_per_prompt > 1 and any(shots.needs_query(s) for s in (*plan.selection, *plan.order)):
         raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
     for arm in plan.arms:
         if maps.NEEDS.get(arm.name) == "labels":
             _check_labels(arm, task, plan)
+
+
+def reads_text(plan: PlanSpec) -> list[str]:
+    """What puts the items' own text into a prompt: arms by name, or the plan's with_text."""
+    beside = True in plan.with_text and any(a.name != "text" for a in plan.arms)
+    return [a.label for a in plan.arms if a.name == "text"] + ["with_text = true"] * beside
 
 
 def _check_labels(arm: Arm, task: Task, plan: PlanSpec) -> None:
@@ -159,6 +167,19 @@ class Material:
             return self.format.write(self.task.targets[position])
         assert self.task.labels is not None
         return self.task.labels[position]
+
+    @property
+    def room(self) -> int:
+        """Tokens that a prompt leaves for its answer."""
+        plan = self.plan
+        text = plan.decode != "score" or plan.queries_per_prompt > 1
+        return prompts.ROOM + (answers.new_tokens(plan.queries_per_prompt) if text else 0)
+
+    def copied(self, answer: Any, shown: Shots) -> bool:
+        """Whether an answer is the label of one of its shots; of numbers, whether its most probable value is."""
+        if self.format is None:
+            return answer.label in shown.written
+        return answer.mode in {self.format.read(label) for label in shown.written}
 
     def shots(self, cell: Cell, draw: int) -> list[Shots]:
         """The shots of each group of queries that share them: one group, unless selection or order looks at the query."""
@@ -374,7 +395,7 @@ class Material:
         built = [p for group in groups for p in self._prompts(cell, group, width)]
         if slots is not None and cell.control == "dummy":
             built, slots = controls.apply("dummy", built, slots)
-        return prompts.render_all(built, self.tokenizer, slots, self.llm.context)
+        return prompts.render_all(built, self.tokenizer, slots, self.llm.context, self.room)
 
     def _slots(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> Vectors:
         """The mapped vectors of every item of the cell's prompts and of no other."""
@@ -406,7 +427,9 @@ class Material:
         texts = CONTENT_FREE if reads else CONTENT_FREE[:1]
         asked = [[prompts.Example(NOBODY, text, code=text if as_code else None)] for text in texts]
         if not arm.has_slots:
-            return prompts.render_all(self._build(cell, group, asked, 1), self.tokenizer, None, self.llm.context)
+            return prompts.render_all(
+                self._build(cell, group, asked, 1), self.tokenizer, None, self.llm.context, self.room
+            )
         groups = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
         mapped = self._once(cell, ("slots", arm.label, draw), lambda: self._slots(cell, draw, groups))
         shown = self._changed(cell, draw, mapped).take([self.task.ids[int(p)] for p in group.positions])
@@ -417,7 +440,7 @@ class Material:
         built = self._build(cell, group, asked, mapped.slots)
         if cell.control == "dummy":
             built, slots = controls.apply("dummy", built, slots)
-        return prompts.render_all(built, self.tokenizer, slots, self.llm.context)
+        return prompts.render_all(built, self.tokenizer, slots, self.llm.context, self.room)
 
     def _prompts(self, cell: Cell, group: Shots, width: int) -> list[Prompt]:
         size = self.plan.queries_per_prompt

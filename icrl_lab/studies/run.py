@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icrl_lab import answers
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build
-from icrl_lab.errors import IcrlError
+from icrl_lab.errors import IcrlError, ItemError
 from icrl_lab.studies.cells import Cell, cells
 from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
-from icrl_lab.studies.material import Material, Shots, check, stream
+from icrl_lab.studies.material import Material, Shots, check, reads_text, stream
 from icrl_lab.studies.spec import Arm, PlanSpec, StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
 
@@ -252,7 +253,7 @@ class Study:
             "draws": cell.arm.draws,
             "shot_items": ";".join(task.ids[p] for p in shown.positions),
             "reference": material.reference(shown),
-            "copied": bool(answer.ok and answer.raw.strip() in shown.written),
+            "copied": bool(answer.ok and material.copied(answer, shown)),
             "lower": answer.quantile(0.025) if number else float("nan"),
             "upper": answer.quantile(0.975) if number else float("nan"),
             "crps": answer.crps(float(task.targets[query])) if number else float("nan"),  # type: ignore[index]
@@ -330,10 +331,39 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     task = load_task(source, on_bad=t.on_bad, query_fraction=t.query_fraction, seed=spec.study.split_seed, **given)
     check(task, spec.study)
     e = spec.encoder
-    vectors = encode(task, **({"path": e.path} if e.path else {"name": e.name}), progress=progress, **dict(e.options))
-    also = [encode(task, name, progress=progress) for name in e.also]
+    first: dict[str, Any] = {"path": e.path, **e.options} if e.path else {"name": e.name, **e.options}
+    vectors = []
+    for encoder in (first, *({"name": name} for name in e.also)):
+        task, found = _taken(task, t.on_bad, partial(encode, progress=progress, **encoder))
+        vectors.append(found)
     llm = load_llm(spec.llm.name, dtype=spec.llm.dtype, progress=progress)
-    return Study(task, [vectors, *also], llm, spec=spec)
+    if reads_text(spec.study):
+        task, _ = _taken(task, t.on_bad, partial(_fits, llm=llm))
+    return Study(task, vectors, llm, spec=spec)
+
+
+def _taken(task: Task, on_bad: str, use: Callable[[Task], Any]) -> tuple[Task, Any]:
+    """The task, and what `use` makes of it. An item that it cannot take is left out where that is asked for."""
+    while True:
+        try:
+            return task, use(task)
+        except ItemError as error:
+            if on_bad != "drop":
+                raise
+            task = task.without(error.item, "", str(error))
+
+
+def _fits(task: Task, llm: LLM) -> None:
+    """Raise the ItemError of the first item whose own text is longer than what the model reads."""
+    from icrl_lab.prompts import too_long
+
+    for position, tokens in too_long(task.text or (), llm.tokenizer, llm.context).items():
+        name = task.ids[position]
+        raise ItemError(
+            name,
+            f"the text of item {name!r} has {tokens} tokens, and {llm.name} reads {llm.context}; leave the item out with "
+            'on_bad = "drop", or its text with with_text = false',
+        )
 
 
 def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:

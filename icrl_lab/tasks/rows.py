@@ -47,14 +47,19 @@ def usable_rows(table: Table, columns: Columns, on_bad: str) -> tuple[list[Row],
     rows, faults = _read(table, columns)
     again, rows = _repeated_ids(table, columns, rows)
     mixed, rows = _mixed_labels(table, columns, rows)
-    faults = sorted(faults + again + mixed, key=lambda d: d.row)
+    faults = sorted(faults + again + mixed, key=_number)
     if faults and on_bad == "error":
         first = faults[0]
-        where = f"{table.name}, {table.places[first.row]}" + (f", column {first.column!r}" if first.column else "")
+        where = f"{table.name}, {table.places[_number(first)]}" + (f", column {first.column!r}" if first.column else "")
         more = f" ({len(faults)} of {len(table)} rows cannot be used)" if len(faults) > 1 else ""
         raise DataError(f'{where}: {first.reason}; correct it, or leave such rows out with on_bad="drop"{more}')
     rows, merged = _merge(table, columns, rows)
-    return rows, sorted(faults + merged, key=lambda d: d.row)
+    return rows, sorted(faults + merged, key=_number)
+
+
+def _number(fault: Dropped) -> int:
+    assert fault.row is not None
+    return fault.row
 
 
 def number(cell: Any) -> tuple[float, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from icrl_lab.values.base import frozen, unique
 class Dropped:
     """One row of a table that was left out or merged, and why."""
 
-    row: int  # 0-based row of the data, the header not counted
+    row: (
+        int | None
+    )  # 0-based row of the data, the header not counted; None where the row is sound and its item was refused later
     id: str
     column: str
     reason: str
@@ -83,6 +85,24 @@ class Task:
     def kind(self) -> str:
         """One of "regression", "classification"."""
         return "regression" if self.targets is not None else "classification"
+
+    def without(self, item: str, column: str, reason: str) -> Task:
+        """The task without one item, which stands in `dropped`. Pool and queries keep their other items and their order."""
+        gone = self.ids.index(item)
+        keep = [i for i in range(len(self)) if i != gone]
+        few = lambda values: tuple(values[i] for i in keep)  # noqa: E731
+        kept = lambda where: (where - (where > gone))[where != gone]  # noqa: E731
+        return replace(
+            self,
+            ids=few(self.ids),
+            items=few(self.items),
+            text=None if self.text is None else few(self.text),
+            labels=None if self.labels is None else few(self.labels),
+            targets=None if self.targets is None else self.targets[keep],
+            pool=kept(self.pool),
+            queries=kept(self.queries),
+            dropped=(*self.dropped, Dropped(None, item, column, reason)),
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
