@@ -333,7 +333,10 @@ def test_clear_errors_of_rendering():
         render(ask(), tok, vectors().take(["m0", "m1", "m2", "m3"]))
     with pytest.raises(DataError, match="1 wide and 'llm:tiny' has 2"):
         render(ask(), tok, vectors(2))
-    with pytest.raises(DataError, match=r"the prompt has \d+ tokens .* reads 64: it holds 8 shots; take fewer"):
+    with pytest.raises(
+        DataError,
+        match=r"the prompt has \d+ tokens .* reads 64: it holds 8 shots, the longest text of 21 characters \('CC\(=O\)Oc1ccccc1C\(=O\)O'\); take fewer",
+    ):
         render(ask("arrow", "text", k=8), tok, context=64)
     bare = _without_template()
     with pytest.raises(ModelError, match="no chat template; choose a plain layout"):
