@@ -9,6 +9,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from icrl_lab.stats import more_labels
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -23,13 +25,6 @@ def _interval(row: Any, name: str) -> str:
     return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]" if low == low else f"{value:{sign}.2f}"
 
 
-def _more_labels(summary: pd.DataFrame) -> bool:
-    """Has any row seen other labels than those of its shots?"""
-    if not {"gold_labels", "shots"} <= set(summary):
-        return False
-    return bool((summary["gold_labels"].notna() & (summary["gold_labels"] != summary["shots"])).any())
-
-
 def _count(row: Any, name: str) -> str:
     value = row.get(name)
     return "" if value is None or value != value else f"{value:.0f}"
@@ -42,7 +37,7 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
     error = "rmse" if "rmse" in summary else None
     others = summary[summary["arm"] != "text"]  # which always shows the text, so that it says nothing of the study
     varying = [c for c in CONDITIONS if c in others and others[c].astype(str).nunique() > 1]
-    more = _more_labels(summary)
+    more = len(more_labels(summary)) > 0
     title = {"pearson": "Pearson r [95 %]", "accuracy": "accuracy [95 %]", "rmse": f"RMSE {units}".strip()}
     header = [
         "arm",
@@ -113,6 +108,6 @@ def _foot(summary: pd.DataFrame) -> str:
     n, seeds = sorted(set(summary["n"])), sorted(set(summary["seeds"]))
     span = lambda v: f"{v[0]}" if len(v) == 1 else f"{v[0]} to {v[-1]}"  # noqa: E731
     labels = ""
-    if "gold_labels" in summary and summary["gold_labels"].notna().all() and not _more_labels(summary):
+    if "gold_labels" in summary and summary["gold_labels"].notna().all() and not len(more_labels(summary)):
         labels = f" each row saw the {span(sorted(set(summary['gold_labels'].astype(int))))} labels of its shots;"
     return f"{span(n)} predictions a row over {span(seeds)} seeds;{labels} intervals over new seeds and new items; verdicts Holm-corrected over the arms."

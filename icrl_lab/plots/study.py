@@ -15,6 +15,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.stats import more_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,12 +108,9 @@ def _span(metric: str, tables: list[pd.DataFrame]) -> list[float]:
 
 def _labels(rows: pd.DataFrame) -> str:
     """ "300 labels" where an arm has seen others than those of its shots, "100 to 300 labels" where its rows differ; else ""."""
-    if not {"gold_labels", "shots"} <= set(rows):
+    if not len(more_labels(rows)):
         return ""
-    known = rows[rows["gold_labels"].notna()]
-    if (known["gold_labels"] == known["shots"]).all():
-        return ""
-    low, high = int(known["gold_labels"].min()), int(known["gold_labels"].max())
+    low, high = int(rows["gold_labels"].min()), int(rows["gold_labels"].max())
     return f"{low} labels" if low == high else f"{low} to {high} labels"
 
 

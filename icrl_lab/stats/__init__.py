@@ -14,7 +14,7 @@ from icrl_lab.stats.effects import Effects, adjusted, correlations, effects, sig
 from icrl_lab.stats.intervals import Interval, interval, paired
 from icrl_lab.stats.metrics import METRICS, efficiency, spread_ratio
 from icrl_lab.stats.simulate import power_table
-from icrl_lab.stats.table import differences, paper_mode, summarise
+from icrl_lab.stats.table import differences, more_labels, paper_mode, summarise
 from icrl_lab.stats.verdicts import HARMED, NOTHING, UNTESTED, USES, holm, verdict
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "efficiency",
     "holm",
     "interval",
+    "more_labels",
     "paired",
     "paper_mode",
     "power_table",

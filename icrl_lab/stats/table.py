@@ -204,6 +204,13 @@ def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, tuple[Cell, dict[st
     return keys, {clean(key): (cell(rows), _labels_seen(rows)) for key, rows in groups}
 
 
+def more_labels(rows: DataFrame) -> DataFrame:
+    """The rows, of predictions or of a summary, that saw other labels than those of their shots."""
+    if not {"gold_labels", "shots"} <= set(rows):
+        return rows.iloc[:0]
+    return rows[rows["gold_labels"].notna() & (rows["gold_labels"] != rows["shots"])]
+
+
 def _labels_seen(rows: DataFrame) -> dict[str, Any]:
     """How many labels a cell has seen, where its rows say so; the most of them where they differ."""
     return {"gold_labels": rows["gold_labels"].max()} if "gold_labels" in rows else {}
