@@ -530,6 +530,24 @@ def test_descriptors_are_finite_and_named():
     np.testing.assert_array_equal(carbon, [3, 6, 13, 1, 4, 12, 5, 2, 1, 300])
 
 
+def test_an_item_that_is_refused_is_told_by_its_id(bert, vit, tmp_path):
+    """So that a study can go on without it."""
+    from icrl_lab.errors import ItemError
+
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    long = " ".join("abcdefgh" * 2)
+    for items, name in (
+        (["CCO", "C1CC"], "morgan"),
+        (["a", long], str(bert)),
+        (["a", ""], str(bert)),
+        ([np.zeros((12, 12, 3), np.uint8), tmp_path / "gone.png"], str(vit)),
+        ([np.zeros((12, 12, 3), np.uint8), tmp_path / "bad.png"], str(vit)),
+    ):
+        with pytest.raises(ItemError, match="item 'bad'") as error:
+            encode(items, name, ids=["good", "bad"])
+        assert error.value.item == "bad" and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["morgan", pytest.param("minimol", marks=pytest.mark.real)])
 @pytest.mark.parametrize("bad", ["C1CC", "not a molecule", ""])
 def test_bad_molecule_is_named(name, bad, capfd):

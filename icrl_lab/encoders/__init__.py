@@ -151,7 +151,7 @@ def _keys(encoder: Encoder, items: Sequence[Any], names: Sequence[str], modality
                 f"{' or '.join(encoder.modalities)} items, each {error}"
             ) from None
         except DataError as error:
-            raise DataError(f"item {name!r}: {error}") from None
+            raise ItemError(name, f"item {name!r}: {error}") from None
     return keys
 
 

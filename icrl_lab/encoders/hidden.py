@@ -17,7 +17,7 @@ import numpy as np
 
 from icrl_lab.encoders.base import Batches, chunks, show
 from icrl_lab.encoders.media import sound, to_image
-from icrl_lab.errors import IcrlError, ItemError, ModelError
+from icrl_lab.errors import DataError, ItemError, ModelError
 
 Options = Mapping[str, Any]
 
@@ -264,5 +264,5 @@ def _valid(model: Any, mask: np.ndarray | None, n: int, frames: int) -> np.ndarr
 def _named(read: Any, item: Any, name: str, *more: Any) -> Any:
     try:
         return read(item, *more)
-    except IcrlError as error:
-        raise type(error)(f"item {name!r}: {error}") from None
+    except DataError as error:
+        raise ItemError(name, f"item {name!r}: {error}") from None
