@@ -416,8 +416,9 @@ def test_a_second_copy_of_the_weights_counts_as_memory(llm):
 
     model = copy.deepcopy(llm.model)
     assert products.copied(model) == 0
-    if not products.lay_out(model):
+    if "oneDNN" not in products.possible(torch.float32):
         pytest.skip("this CPU has one way of products")
+    assert products.lay_out(model)
     linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
     assert products.copied(model) == sum(w.numel() * 4 for w in linear)
 
