@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from icrl_lab.errors import IcrlError, MissingExtra, ModelError, StudyError, nea
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 GAIN = 2.25  # a CPU takes bfloat16 when its products are measured to be this much faster: AVX-512 gains at most 2, AMX more
-WORTH = 1.1  # another way to compute products is taken when it is measured to be this many times faster than torch's
+WORTH = 1.1  # another way to compute products or attention is taken when it is measured to be this many times faster than torch's
 
 
 @dataclass(eq=False)
@@ -31,7 +32,7 @@ class LLM:
 
     width, context  length of an input embedding; tokens it reads at most
     revision        a hash of its configuration and of weights read from it, which names it in caches and manifests
-    measured        what was measured at load: tokens/s and way of matrix products by dtype, seconds by threads
+    measured        what was measured at load: tokens/s and way of matrix products by dtype, way of attention, seconds by threads
     proof           what was proved at load, each with its number
     """
 
@@ -230,7 +231,6 @@ def _from_gguf(path: Path, dtype: Any) -> tuple[Any, Any]:
         import gguf  # noqa: F401
     except ImportError:
         raise MissingExtra('a GGUF file needs the "models" extra: pip install "icrl-lab[models]"') from None
-    from functools import partial
     from unittest.mock import patch
 
     from tqdm import tqdm
@@ -271,35 +271,37 @@ def _dense_copy(name: str, progress: bool | None) -> Path:
 
 
 def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]]:
-    """Threads that make a product of this model's size fastest, and for float32 and bfloat16 the faster way to compute it.
+    """Threads that make a product of this model's size fastest, and the faster ways to compute products and attention.
 
-    A product of 256 tokens with one layer's up-projection is timed, the candidates in turn and each after a product
-    that wakes it, and the least of the rounds taken: a neighbour's burst slows one round, not one candidate.
+    Products, in float32 and in bfloat16, are those of 256 tokens with one layer's up-projection; attention is that of as
+    many tokens in every head to 2048 keys.
 
-    Returns the threads and {"tokens/s": by dtype, "products": way by dtype, "seconds by threads": ...}.
+    Returns the threads and {"tokens/s": by dtype, "products": way by dtype, "attention": way, "seconds by threads": ...}.
     """
     import torch
 
-    from icrl_lab.engine import products
+    from icrl_lab.engine import kernels, products
 
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     parameters = sum(p.numel() for p in model.parameters())
     before = torch.get_num_threads()
 
-    def seconds(counts: list[int], ways: Sequence[str], dtype: Any) -> dict[tuple[int, str], float]:
+    def multiply(ways: Sequence[str], dtype: Any) -> dict[str, Callable[[], Any]]:
         x, w = torch.randn(256, hidden, dtype=dtype), torch.randn(inner, hidden, dtype=dtype)
-        multiply = {way: products.product(w, way) for way in ways}
-        times: dict[tuple[int, str], list[float]] = {(n, way): [] for n in counts for way in ways}
-        for _ in range(6):
-            for n, way in times:
-                torch.set_num_threads(n)
-                multiply[way](x)
-                start = time.perf_counter()
-                for _ in range(4):
-                    multiply[way](x)
-                times[n, way].append((time.perf_counter() - start) / 4)
-        return {candidate: min(found) for candidate, found in times.items()}
+        return {way: partial(products.product(w, way), x) for way in ways}
+
+    def attend() -> dict[str, Callable[[], Any]]:
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        width = getattr(config, "head_dim", None) or hidden // heads
+        k, v = torch.randn(2, 1, groups, 2048, width)
+        q = torch.randn(1, groups, 256 * (heads // groups), width)
+        return {way: partial(kernels.to_all(k, v, way), q, width**-0.5) for way in kernels.WAYS}
+
+    def with_threads(n: int, call: Callable[[], Any]) -> None:
+        torch.set_num_threads(n)
+        call()
 
     try:
         counts = (
@@ -307,18 +309,41 @@ def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]
             if threads is None
             else [threads]
         )
-        by_threads = {n: s for (n, _), s in seconds(counts, products.WAYS[:1], torch.float32).items()}
+        plain = multiply(("torch",), torch.float32)["torch"]
+        by_threads = _seconds({n: partial(with_threads, n, plain) for n in counts})
         best = min(by_threads, key=by_threads.__getitem__)
+        torch.set_num_threads(best)
         rate, chosen = {}, {}
         for dtype in (torch.float32, torch.bfloat16):
             name = str(dtype).removeprefix("torch.")
-            took = {way: s for (_, way), s in seconds([best], products.possible(dtype), dtype).items()}
-            fastest = min(took, key=took.__getitem__)
-            chosen[name] = fastest if took["torch"] >= WORTH * took[fastest] else "torch"
+            took = _seconds(multiply(products.possible(dtype), dtype))
+            chosen[name] = _worth(took)
             rate[name] = round(256 * hidden * inner / took[chosen[name]] / parameters, 1)
+        # keys and values are laid out as weights are; whether that is worth it is another question with another answer
+        attention = _worth(_seconds(attend(), times=1)) if "oneDNN" in products.possible(torch.float32) else "flash"
     finally:
         torch.set_num_threads(before)
-    return best, {"tokens/s": rate, "products": chosen, "seconds by threads": by_threads}
+    return best, {"tokens/s": rate, "products": chosen, "attention": attention, "seconds by threads": by_threads}
+
+
+def _seconds(calls: Mapping[Any, Callable[[], Any]], rounds: int = 6, times: int = 4) -> dict[Any, float]:
+    """What each call takes. They are timed in turn, each after a call that wakes it, and the least of the rounds is taken: a
+    neighbour's burst slows one round, not one candidate."""
+    took: dict[Any, list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
+            call()
+            start = time.perf_counter()
+            for _ in range(times):
+                call()
+            took[key].append((time.perf_counter() - start) / times)
+    return {key: min(found) for key, found in took.items()}
+
+
+def _worth(took: Mapping[str, float]) -> str:
+    """The fastest way, or the first, torch's own, where that gains too little."""
+    first, fastest = next(iter(took)), min(took, key=took.__getitem__)
+    return fastest if took[first] >= WORTH * took[fastest] else first
 
 
 def use_fastest(model: Any, measured: dict[str, Any]) -> None:

@@ -103,6 +103,14 @@ def test_products_are_the_softmax(small, keys, loud, monkeypatch):
 
 
 @oneDNN
+@pytest.mark.parametrize("way", kernels.WAYS)
+def test_all_ways_to_attend_to_all_keys_are_the_softmax(small, way):
+    q, k, v = drawn(rows=43, keys=150)
+    out, lse = kernels.to_all(k, v, way)(q.reshape(*k.shape[:2], -1, q.shape[3]), 0.3)
+    same((out.reshape(q.shape), lse.reshape(q.shape[:3])), exact(q, k, v, 0.3), 5e-6)
+
+
+@oneDNN
 def test_scores_far_from_zero_are_as_exact(small):
     """A shift of all scores of a row changes no weight."""
     q, k, v = drawn(rows=43, keys=150)

@@ -8,7 +8,7 @@ import torch
 
 from icrl_lab import models
 from icrl_lab.bench.geometry import workload
-from icrl_lab.engine import Engine, products
+from icrl_lab.engine import Engine, kernels, products
 from icrl_lab.values import Rendered
 from tests.conftest import tiny_config, tiny_llm
 from tests.test_engine import prompts
@@ -58,10 +58,12 @@ def test_a_model_answers_as_before(family):
 
 
 @oneDNN
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_queries_of_a_pack_are_isolated_bitwise_with_weights_laid_out(family):
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_queries_of_a_pack_are_isolated_bitwise_with_weights_and_prefix_laid_out(family, monkeypatch):
+    monkeypatch.setattr(kernels, "MANY", 1)
     llm = tiny_llm(family)
     products.lay_out(llm.model)
+    llm.measured = {"attention": "products"}
     many = prompts(llm, seed=3, tails=(5, 5, 5, 5), deep=False)
     other = [*many[:2], Rendered(many[2].ids, np.concatenate([many[2].vectors[:2], -3 * many[2].vectors[2:]])), many[3]]
     a, b = (Engine(llm, branch=8).run(some).logprobs for some in (many, other))
@@ -70,10 +72,14 @@ def test_queries_of_a_pack_are_isolated_bitwise_with_weights_laid_out(family):
 
 
 @oneDNN
-def test_the_engine_is_equal_to_plain_passes_with_weights_laid_out(smollm2):
+def test_the_engine_is_equal_to_plain_passes_with_weights_and_prefix_laid_out(smollm2, monkeypatch):
+    monkeypatch.setattr(kernels, "MANY", 1)
     plain, laid = copy.deepcopy(smollm2.model), copy.deepcopy(smollm2.model)
     products.lay_out(laid)
-    before, after = (models.wrap("one", m, smollm2.tokenizer, threads=smollm2.threads) for m in (plain, laid))
+    before, after = (
+        models.wrap("one", model, smollm2.tokenizer, threads=smollm2.threads, measured={"attention": way})
+        for model, way in ((plain, "flash"), (laid, "products"))
+    )
     assert after.proof["engine against plain"] < 2e-5  # which is proved in the way that will be used
     work = workload(after, 60, 9, 12, seed=3)
     one, two = (Engine(llm).next_token(work.prompts, work.labels) for llm in (before, after))
@@ -173,8 +179,11 @@ def test_short_memory_leaves_a_model_as_it_is(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("gain, way", [(1.05, "torch"), (1.3, "oneDNN")])
-def test_another_way_is_taken_where_it_is_measured_to_be_worth_it(monkeypatch, gain, way):
-    clock, llm = [0.0], tiny_llm("llama")
+@pytest.mark.parametrize("attends, attention", [(0.8, "flash"), (1.05, "flash"), (1.3, "products")])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_another_way_is_taken_where_it_is_measured_to_be_worth_it(monkeypatch, gain, way, attends, attention, family):
+    """Products and attention each by their own figures: on some CPUs one way gains and the other loses."""
+    clock, llm, seen = [0.0], tiny_llm(family), set()
 
     def product(weight, how):
         def multiply(x):
@@ -182,11 +191,42 @@ def test_another_way_is_taken_where_it_is_measured_to_be_worth_it(monkeypatch, g
 
         return multiply
 
+    def to_all(k, v, how):
+        def attend(q, scale):
+            clock[0] += 1.0 if how == "flash" else 1 / attends
+            seen.add((q.shape[1] * q.shape[2] // 256, *k.shape[1:], q.shape[3], scale))
+
+        return attend
+
     monkeypatch.setattr(products, "possible", lambda dtype: products.WAYS if dtype == torch.float32 else ("torch",))
     monkeypatch.setattr(products, "product", product)
+    monkeypatch.setattr(kernels, "to_all", to_all)
     monkeypatch.setattr(models.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     _, measured = models.measure(llm.model, 1)
-    assert measured["products"] == {"float32": way, "bfloat16": "torch"}
+    assert measured["products"] == {"float32": way, "bfloat16": "torch"} and measured["attention"] == attention
     rates = measured["tokens/s"]
     assert rates["float32"] == pytest.approx((gain if way == "oneDNN" else 1.0) * rates["bfloat16"], rel=0.05)
+    groups = llm.model.config.num_key_value_heads
+    assert seen == {(llm.heads, groups, 2048, llm.head_width, llm.head_width, llm.head_width**-0.5)}
+
+
+@oneDNN
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_attention_is_by_products_where_that_was_measured_to_be_worth_it(family, monkeypatch):
+    """Whatever the way of the model's products; the answers are the same."""
+    monkeypatch.setattr(kernels, "MANY", 1)
+    llm, laid = tiny_llm(family), []
+    work = workload(llm, 60, 9, 12, seed=3)
+    make = kernels.Laid
+    monkeypatch.setattr(kernels, "Laid", lambda k, v: laid.append(k.shape[2]) or make(k, v))
+    found = {}
+    for attention, weights in [("flash", False), ("products", False), ("flash", True), ("products", True)]:
+        model = copy.deepcopy(llm.model)
+        if weights:
+            products.lay_out(model)
+        one = models.wrap("one", model, llm.tokenizer, measured={"attention": attention}, prove=False)
+        laid.clear()
+        found[attention, weights] = Engine(one, branch=8).next_token(work.prompts, work.labels)
+        assert bool(laid) == (attention == "products")
+        assert np.abs(found[attention, weights] - found["flash", False]).max() < 5e-5

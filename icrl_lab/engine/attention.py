@@ -140,7 +140,7 @@ class Pass:
     """What the cascade needs to know while one pack runs.
 
     prefix    length of the shared prefix in `path`
-    laid_out  the model's products are computed with weights laid out for oneDNN (`products`)
+    laid_out  attention to the prefix is computed by products, its keys and values laid out for them
     commit    write the pack's own keys and values into the path at `prefix` (the pack is then a single chain)
     asked     flat indices of tokens whose attention is kept; `columns`, prefix positions kept of it (None: all)
     kept      per layer (heads, asked, prefix columns + row length), filled as the layers run

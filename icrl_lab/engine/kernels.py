@@ -7,6 +7,7 @@ a row share one. Sums and statistics are float32 in every dtype.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import pad
@@ -14,6 +15,7 @@ from torch.nn.functional import pad
 from icrl_lab.engine import products
 
 Attended = tuple[torch.Tensor, torch.Tensor]  # (B, heads, rows, width), and the log-sum-exps (B, heads, rows)
+WAYS = ("flash", "products")  # of attention to keys that all rows see, in float32 on a CPU: `to_all`
 
 ALIGNED = 16  # float32 numbers
 LOG2_E = 1 / math.log(2)
@@ -31,7 +33,7 @@ def attend(q, k, v, scale: float, *, cap=None, mask=None, causal=False, sees=Tru
     cap       scores s become cap tanh(s / cap)
     mask      bool, (B or 1, 1, rows, keys): what a row sees. `sees`: every row sees something
     causal    a row sees the keys up to its own place; without a mask
-    laid      a function that gives k and v as `Laid`; None where torch's products are as fast (`products`)
+    laid      a function that gives k and v as `Laid`; None where the flash kernel is as fast
     """
     cpu, free = q.device.type == "cpu", mask is None and not causal
     few = cpu and not free and q.dtype == torch.float32 and max(q.shape[2], k.shape[2]) <= FEW
@@ -53,6 +55,14 @@ def attend(q, k, v, scale: float, *, cap=None, mask=None, causal=False, sees=Tru
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         return _flash_for_cpu(q, k, v, scale, mask, causal)
     return _written_out(q, k, v, scale, None, mask, causal)
+
+
+def to_all(k: torch.Tensor, v: torch.Tensor, way: str) -> Callable[[torch.Tensor, float], Attended]:
+    """(q, scale) -> attention of q (B, kv heads, rows, width) to all of k and v (B, kv heads, keys, width), float32 on a CPU.
+
+    "flash" is torch's kernel, "products" is `Laid`: it gains where oneDNN's products are faster than those inside the kernel.
+    """
+    return Laid(k, v) if way == "products" else lambda q, scale: _flash_for_cpu(q, k, v, scale)
 
 
 def scores_of(q, k, scale, cap):

@@ -81,7 +81,7 @@ class Engine:
         self.limit = limit
         self.path = attention.PathBuffer()
         self.held = np.zeros(0, np.int64)  # the symbols whose keys and values stand in the path
-        self.laid_out = False  # whether the model's products are, found out at every call
+        self.laid_out = llm.measured.get("attention") == "products"
         self.computed = self.asked = 0  # over the engine's life
 
     # ------------------------------------------------------------------------------------ what is asked
@@ -274,7 +274,6 @@ class Engine:
         measured number of threads, and as it was afterwards."""
         before, threads = self.model.config._attn_implementation, torch.get_num_threads()
         self.model.set_attn_implementation(attention.NAME)
-        self.laid_out = products.way(self.model) == "oneDNN"
         if self.llm.threads:
             torch.set_num_threads(self.llm.threads)
         try:
