@@ -247,6 +247,55 @@ def test_intervals_cover_the_truth_in_every_scenario(scenario, seeds, items):
     _holds(scenario, seeds, items)
 
 
+@pytest.mark.parametrize(
+    ("name", "seeds", "items"), [("seeds differ", 5, 256), ("seeds differ", 10, 256), ("strong", 5, 256)]
+)
+def test_losses_are_covered_where_few_bad_seeds_make_them(name, seeds, items, monkeypatch):
+    """What a seed gets wrong adds to its loss whatever its sign, so that few seeds carry most of it, and a sample often has none."""
+    scenario = next(s for s in simulate.SCENARIOS if s.name == name)
+
+    def least() -> float:
+        return min(simulate.coverage(scenario, seeds, items, ("mae", "rmse", "r2"), studies=4000).values())
+
+    assert least() >= 0.93
+    monkeypatch.setattr(intervals, "SKEW", 0.0)
+    assert least() < 0.93
+
+
+def test_an_interval_leans_to_larger_losses_by_the_seeds_share_and_never_past_the_estimate():
+    rng = np.random.default_rng(4)
+    for seeds in (2, 3, 5, 10):
+        ratios = []
+        for spread in (0.0, 0.2, 3.0):
+            target = rng.normal(size=60)
+            pred = target + rng.normal(size=60) + spread * rng.normal(size=(seeds, 1)) ** 2
+            for name in ("rmse", "mae", "r2"):
+                found = stats.interval(pred, target, name, np.zeros(seeds))
+                assert found.low < found.estimate < found.high
+            found = stats.interval(pred, target, "rmse")
+            ratios.append(np.log(found.high / found.estimate) / np.log(found.estimate / found.low))
+        assert ratios[0] == pytest.approx(1) and ratios[0] < ratios[1] < ratios[2] <= 3.0 + 1e-9
+        one = stats.interval(pred, target, "pearson")
+        ends = np.arctanh([one.low, one.estimate, one.high])
+        assert ends[1] - ends[0] == pytest.approx(ends[2] - ends[1])
+
+
+def test_a_gamma_has_the_degrees_of_freedom_and_the_lean_that_are_written_down():
+    """Sample variances of n gamma draws spread as those of fewer normal ones, and their intervals for the mean miss on one side."""
+    n, skew, size = 10, 0.8, 200_000
+    shape = 4 / skew**2
+    drawn = np.random.default_rng(0).gamma(shape, size=(size, n))
+    variance = drawn.var(-1, ddof=1)
+    assert 2 * (variance.mean() / variance.std()) ** 2 == pytest.approx(intervals._df_seeds(n, skew), rel=0.03)
+    t = scipy_stats.t.ppf(0.975, n - 1)
+    half = t * np.sqrt(variance / n)
+    above, below = (drawn.mean(-1) - half > shape).mean(), (drawn.mean(-1) + half < shape).mean()
+    centre = drawn.mean(-1) + half * intervals._lean(1.0, n, skew, 0.95)
+    assert below > 2.5 * above
+    left = [(centre - half > shape).mean(), (centre + half < shape).mean()]
+    assert abs(left[0] - left[1]) < 0.25 * (below - above)
+
+
 def test_what_others_do_covers_too_little_in_the_same_simulation():
     """Percentile bootstrap of seeds and items, items alone, and the seeds' mean square taken as known."""
     seeds, items, studies = 3, 128, 400

@@ -14,7 +14,7 @@ import numpy as np
 from icrl_lab.probes import spaces
 from icrl_lab.probes.arrays import Named, put
 from icrl_lab.probes.spaces import Array
-from icrl_lab.stats.intervals import bounds, components, half_width, p_value
+from icrl_lab.stats.intervals import components, confidence, p_value
 
 METHOD = (
     "95 % intervals: leave-one-item-out jackknife pseudo-values, crossed analysis of variance over seeds and items, "
@@ -46,8 +46,8 @@ def pseudo_values(value: Array, left: Array) -> Array:
 def ends(mean: Array, table: Array, scale: str) -> tuple[Array, Array]:
     """The 95 % interval of the mean (...) of a table (..., S, N); NaN where the table is."""
     fine = np.isfinite(table).all((-1, -2))
-    half = half_width(components(np.where(fine[..., None, None], table, 0.0)))
-    low, high = bounds(np.where(fine, mean, 0.5), half, "plain" if scale == "share" else scale, table.shape[-1])
+    parts = components(np.where(fine[..., None, None], table, 0.0))
+    low, high = confidence(np.where(fine, mean, 0.5), parts, "plain" if scale == "share" else scale)
     if scale == "share":
         low, high = np.maximum(low, 0.0), np.minimum(high, 1.0)
     return np.where(fine, low, np.nan), np.where(fine, high, np.nan)

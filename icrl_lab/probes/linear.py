@@ -16,7 +16,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.stats import Effects
-from icrl_lab.stats.intervals import bounds, components, half_width, p_value, pseudo_values
+from icrl_lab.stats.intervals import components, confidence, p_value, pseudo_values
 from icrl_lab.stats.metrics import Array, pearson
 
 FOLDS = 5
@@ -169,5 +169,5 @@ def skill(predicted: Array, labels: Labels) -> Effects:
 def bounded(mean: Array, table: Array, scale: str = "fisher") -> Effects:
     """A mean over seeds with the interval and the p-value ("it is zero") of its pseudo-values (..., S, N)."""
     parts = components(table)
-    low, high = bounds(mean, half_width(parts), scale, table.shape[-1])
+    low, high = confidence(mean, parts, scale)
     return Effects(mean, low, high, p_value(mean, parts))

@@ -153,19 +153,20 @@ def accuracy_left_out(pred: Array, target: Array, reference: Array | None = None
 
 
 class Metric(NamedTuple):
-    """A metric of each seed, the same without each item, and the scale on which its interval is symmetric."""
+    """A metric of each seed, the same without each item, the scale of its interval, and whether it is a loss there."""
 
     values: Callable[..., Array]
     left_out: Callable[..., Array]
     scale: str
+    loss: bool = False
 
 
 METRICS = {
-    "rmse": Metric(rmse, rmse_left_out, "log"),
-    "mae": Metric(mae, mae_left_out, "log"),
+    "rmse": Metric(rmse, rmse_left_out, "log", loss=True),
+    "mae": Metric(mae, mae_left_out, "log", loss=True),
     "pearson": Metric(pearson, pearson_left_out, "fisher"),
     "spearman": Metric(spearman, spearman_left_out, "fisher"),
-    "r2": Metric(r2, r2_left_out, "log1m"),
+    "r2": Metric(r2, r2_left_out, "log1m", loss=True),
     "accuracy": Metric(accuracy, accuracy_left_out, "wilson"),
 }
 REGRESSION = ("rmse", "mae", "pearson", "spearman", "r2")

@@ -138,10 +138,6 @@ def difference(scenario: Scenario, name: str) -> float:
     return truth(scenario, name) - truth(scenario, name, control=True)
 
 
-def _ends(mean: np.ndarray, table: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
-    return intervals.bounds(mean, intervals.half_width(intervals.components(table)), scale, table.shape[-1])
-
-
 def coverage(
     scenario: Scenario, seeds: int, items: int, names: Iterable[str] | None = None, studies: int = 1000, seed: int = 0
 ) -> dict[str, float]:
@@ -166,11 +162,13 @@ def coverage(
                 seen[plain] = intervals.pseudo_values(drawn.arm, drawn.target, plain, drawn.reference)
             mean, table = seen[plain]
         if plain == name:
-            true, scale = truth(scenario, name), metrics.metric(name).scale
+            one = metrics.metric(name)
+            true, scale, skew = truth(scenario, name), one.scale, intervals.SKEW * one.loss
         else:
             other, control = intervals.pseudo_values(drawn.control, drawn.target, plain, drawn.reference)
             mean, table, true, scale = mean - other, table - control, difference(scenario, plain), "plain"
-        low, high = _ends(mean, table, scale)
+            skew = 0.0
+        low, high = intervals.confidence(mean, intervals.components(table), scale, skew=skew)
         out[name] = float(((low <= true) & (true <= high)).mean())
     return out
 

@@ -130,7 +130,7 @@ def read(one: Cell) -> dict[str, Any]:
         if crossed:
             value = interval(part.pred, part.target, name, part.reference)
         else:
-            value = over_seeds(_each_seed(part, name), metrics.metric(name).scale)
+            value = over_seeds(_each_seed(part, name), name)
         out |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
     if crossed and part.target.dtype.kind == "f":
         filled = fill(part.pred, part.reference)
