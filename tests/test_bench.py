@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from icrl_lab import bench
 from icrl_lab.bench import attention, cases, geometry, limits, lookers, patching, peers, render, rows, ways
 from icrl_lab.bench.costs import Costs
 from icrl_lab.bench.measure import Meter, Sample
+from icrl_lab.bench.peer import TURN
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build, symbols
 from icrl_lab.errors import ModelError, StudyError
@@ -423,7 +427,7 @@ def test_a_second_copy_of_the_weights_counts_as_memory(llm):
     assert products.copied(model) == sum(w.numel() * 4 for w in linear)
 
 
-def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path):
+def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path, monkeypatch):
     plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
     stand_in = tmp_path / "python"  # an interpreter that checks its input and answers at once
     answer = {
@@ -433,21 +437,45 @@ def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path):
     (tmp_path / "answer.json").write_text(json.dumps(answer))
     stand_in.write_text(
         f"#!/bin/sh\n[ $(wc -c < prefix.f32) = {60 * 48 * 4} ] && [ $(wc -c < suffixes.f32) = {9 * 6 * 48 * 4} ] && "
-        f"[ -f model/model.safetensors ] && cp {tmp_path}/answer.json answer.json\n"
+        f"[ -f model/model.safetensors ] && for i in 1 2 3; do echo chatter; echo '{TURN}'; read line; done && "
+        f"cp {tmp_path}/answer.json answer.json\n"
     )
     stand_in.chmod(0o755)
+    taken, ours_ready = [], peers.ours_ready
+    monkeypatch.setattr(peers, "ours_ready", lambda *given: taken.append(time.monotonic()) or ours_ready(*given))
+    monkeypatch.setattr(peers, "PAUSE", 0.0)
     case = {"prefix": 60, "suffix": 6, "rows": [], "limits": []}
     peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
     beside = "ours beside stand-in"
     titles = ["stand-in", beside, "stand-in, prefix ready", f"{beside}, prefix ready"]
     assert [(r["method"], r["dtype"]) for r in case["rows"]] == list(zip(titles, ["Q4_0", "float32"] * 2))
     assert [r["ms"] for r in case["rows"][::2]] == [1000, 500] and "notes" not in case
+    assert len(taken) == 3  # a round of ours whenever it waited
     for theirs, mine in (case["rows"][:2], case["rows"][2:]):  # what is printed as a ratio is one of what is printed
         assert theirs["slower"] == pytest.approx(theirs["ms"] / mine["ms"]) and mine["slower"] == 1
         assert theirs["slower CPU"] == pytest.approx(theirs["CPU s"] / mine["CPU s"]) and mine["slower CPU"] == 1
     stand_in.write_text("#!/bin/sh\necho it broke >&2; exit 3\n")
     peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
     assert len(case["rows"]) == 4 and case["notes"] == ["vllm: no row, it ended with status 3: it broke"]
+    stand_in.write_text(f"#!/bin/sh\necho '{TURN}'; sleep 60\n")
+    monkeypatch.setattr(peers, "SECONDS", 1.0)
+    peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
+    assert len(case["rows"]) == 4 and case["notes"][1] == "vllm: no row, it was stopped after 1.0 s"
+
+
+def test_a_peer_takes_its_rounds_in_turn():
+    """The script that runs under the other interpreter: one to warm up, then one each between two turns of ours."""
+    source = "import sys; sys.path[:0] = [sys.argv[1]]; import peer; peer.PAUSE = 0; n = []; " + (
+        "peer.rounds(3, lambda: n.append('p'), lambda: n.append('q')); print(*n, sep='')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(peers.SCRIPT.parent)],
+        input="\n" * 3,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [*TURN.split() * 3, "pq" * 4]
 
 
 def test_a_peer_that_looks_inside_is_held_against_ours(llm, tmp_path):

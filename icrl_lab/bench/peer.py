@@ -1,7 +1,8 @@
 """A peer's side of `icrl-lab bench --peer`: run under another interpreter, with nothing but the peer and the standard library.
 
 `python peer.py FOLDER` reads spec.json, prefix.f32 and suffixes.f32 there and writes answer.json: medians of wall and CPU
-seconds for all queries, with the prefix computed (`whole`) and with it there already (`ready`).
+seconds for all queries, with the prefix computed (`whole`) and with it there already (`ready`). After each round it says `TURN`
+and waits for a line on its input: the other side measures meanwhile, so that both see the same minutes.
 """
 
 import array
@@ -12,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+TURN, PAUSE = "== your turn", 0.5  # seconds in which the threads of the other side go to sleep
+
 
 def timed(call):
     """(wall seconds, CPU seconds) of one call, children of this process not counted."""
@@ -20,14 +23,22 @@ def timed(call):
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def turn():
+    """Have the other side measure."""
+    print("\n" + TURN, flush=True)
+    sys.stdin.readline()
+    time.sleep(PAUSE)
+
+
 def rounds(count, prefix, queries):
-    """Measure `prefix()` and then `queries()` that many times, after one round to warm up."""
+    """Measure `prefix()` and then `queries()` that many times, after one round to warm up, in turn with the other side."""
     prefix()
     queries()
     once, after = [], []
     for _ in range(count):
         once.append(timed(prefix))
         after.append(timed(queries))
+        turn()
     middle = lambda pairs, i: statistics.median(p[i] for p in pairs)  # noqa: E731
     ready = {"seconds": middle(after, 0), "cpu": middle(after, 1)}
     whole = {"seconds": middle(once, 0) + ready["seconds"], "cpu": middle(once, 1) + ready["cpu"]}

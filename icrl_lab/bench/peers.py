@@ -1,25 +1,31 @@
 """Optional rows: what vLLM and llama.cpp take for the same workload, each in an environment of its own.
 
 This side writes the model and the prompts' embeddings to a temporary folder, starts `peer.py` there under the other
-interpreter, and reads its times. Ours is measured again right after each peer, so that both ratios come from the same minutes.
+interpreter, and reads its times. Ours is measured again in turn with each peer, round by round: a machine's speed changes from one
+minute to the next by more than what is to be told apart.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.bench.geometry import Workload, workload
 from icrl_lab.bench.limits import PEERS, limit
-from icrl_lab.bench.measure import Meter
+from icrl_lab.bench.measure import Meter, Sample
+from icrl_lab.bench.peer import PAUSE, TURN
 from icrl_lab.bench.rows import embed, ours, ours_ready, ready
 from icrl_lab.errors import StudyError, nearest
 from icrl_lab.files import cache_dir
@@ -51,11 +57,12 @@ def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], ba
     work = workload(llm, case["prefix"], case["suffix"], queries, plan.seed)
     for name, python in peers.items():
         bar.say(f"T = {case['prefix']}: {name}")
+        beside = _Beside(llm, work, plan.device)
         with tempfile.TemporaryDirectory() as folder:
             with torch.inference_mode():
                 spec = _write(name, Path(folder), llm, work, plan)
             try:
-                got = answer(python, Path(folder), spec)
+                got = answer(python, Path(folder), spec, turn=beside.round)
             except RuntimeError as error:
                 case.setdefault("notes", []).append(f"{name}: no row, {error}")
                 continue
@@ -63,13 +70,13 @@ def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], ba
             "name": f"ours beside {got['name']}",
             "dtype": llm.dtype,
             "rounds": {},
-            **_again(llm, work, plan),
+            **beside.medians(),
         }
         case["rows"] += _rows(got, again, queries, plan.rounds)
         bound = PEERS.get((name, case["prefix"]))
         for clock, key in (("wall", "seconds"), ("CPU time", "cpu")):
             ratio = got["ready"][key] / again["ready"][key]
-            what = f"{got['name']}, prefix ready, N = {queries}, {clock}: ours, in the same minutes, is times faster"
+            what = f"{got['name']}, prefix ready, N = {queries}, {clock}: ours, in turn with it, is times faster"
             if bound is not None:
                 case["limits"].append(limit(what, ratio, bound))
 
@@ -104,47 +111,87 @@ def write_model(folder: Path, llm: LLM) -> None:
     llm.model.save_pretrained(folder / "model")
 
 
-def answer(python: str, folder: Path, spec: dict[str, Any], script: Path = SCRIPT) -> dict[str, Any]:
-    """The peer's answer; a RuntimeError with the last thing it said where there is none."""
+def answer(
+    python: str, folder: Path, spec: dict[str, Any], script: Path = SCRIPT, turn: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The peer's answer; a RuntimeError with the last thing it said where there is none. `turn` is called when it waits for us."""
     if spec.get("gguf") == "":
         raise RuntimeError("the embedded model's GGUF is not in the cache; run `icrl-lab demo` once")
+    for file in {SCRIPT, script}:
+        shutil.copy(file, folder)  # away from this package, whose modules it must not find
+    peer = subprocess.Popen(
+        [str(Path(python).absolute()), script.name, "."],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=folder,
+        start_new_session=True,  # what it starts itself is stopped with it
+    )
+    started, said = time.monotonic(), "it said nothing"
+    alarm = Timer(SECONDS, _stop, [peer])
+    alarm.start()
     try:
-        for file in {SCRIPT, script}:
-            shutil.copy(file, folder)  # away from this package, whose modules it must not find
-        done = subprocess.run(
-            [str(Path(python).absolute()), script.name, "."],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            cwd=folder,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"it was stopped after {SECONDS} s") from None
+        with peer:
+            assert peer.stdin and peer.stdout
+            for line in peer.stdout:
+                if line.strip() == TURN:
+                    turn()
+                    peer.stdin.write("\n")
+                    peer.stdin.flush()
+                elif line.strip():
+                    said = line.strip()
+    except BrokenPipeError:
+        pass  # it ended while we measured; its status says why
+    except BaseException:
+        _stop(peer)
+        raise
+    finally:
+        alarm.cancel()
+    if time.monotonic() - started >= SECONDS:
+        raise RuntimeError(f"it was stopped after {SECONDS} s")
     found = folder / "answer.json"
-    if done.returncode or not found.is_file():
-        said = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-        raise RuntimeError(f"it ended with status {done.returncode}: {said[-1].strip() if said else 'it said nothing'}")
+    if peer.returncode or not found.is_file():
+        raise RuntimeError(f"it ended with status {peer.returncode}: {said}")
     return json.loads(found.read_text())
 
 
-def _again(llm: LLM, work: Workload, plan: Plan) -> dict[str, dict[str, float]]:
-    """Ours on the same workload: the medians of seconds and CPU seconds for all queries, from nothing and with the prefix there."""
-    from icrl_lab.bench.cases import threads
+def _stop(peer: subprocess.Popen) -> None:
+    try:
+        os.killpg(peer.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
-    meter, which = Meter(plan.device), range(len(work.prompts))
-    with threads(llm):
-        whole = [meter(lambda: ours(llm, work, None, which)) for _ in range(plan.rounds)]
-        engine = ready(llm, work)
-        after = [meter(lambda: ours_ready(llm, work, engine, which)) for _ in range(plan.rounds)]
-    return {
-        name: {clock: float(np.median([getattr(s, clock) for s in samples])) for clock in ("seconds", "cpu")}
-        for name, samples in (("whole", whole), ("ready", after))
-    }
+
+class _Beside:
+    """Ours on a peer's workload, from nothing and with the prefix there, a round whenever it is our turn."""
+
+    def __init__(self, llm: LLM, work: Workload, device: str) -> None:
+        self.llm, self.work, self.meter = llm, work, Meter(device)
+        self.samples: dict[str, list[Sample]] = {"whole": [], "ready": []}
+        self.engine: Any = None
+
+    def round(self) -> None:
+        from icrl_lab.bench.cases import threads
+
+        time.sleep(PAUSE)
+        which = range(len(self.work.prompts))
+        with threads(self.llm):
+            self.engine = self.engine or ready(self.llm, self.work)
+            self.samples["whole"].append(self.meter(lambda: ours(self.llm, self.work, None, which)))
+            self.samples["ready"].append(self.meter(lambda: ours_ready(self.llm, self.work, self.engine, which)))
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Medians of seconds and CPU seconds for all queries."""
+        return {
+            name: {clock: float(np.median([getattr(s, clock) for s in found])) for clock in ("seconds", "cpu")}
+            for name, found in self.samples.items()
+        }
 
 
 def _rows(got: dict[str, Any], again: dict[str, Any], queries: int, rounds: int) -> list[dict[str, Any]]:
-    """The peer's two rows of the table, and ours of the same minutes. What a peer cannot be asked for here stays empty."""
+    """The peer's two rows of the table, and ours beside it. What a peer cannot be asked for here stays empty."""
     out = []
     for what, who in product(("whole", "ready"), (got, again)):
         title = who["name"] + ", prefix ready" * (what == "ready")
