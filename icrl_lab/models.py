@@ -66,8 +66,7 @@ class LLM:
 
     @property
     def head_width(self) -> int:
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        return _head_width(self.model.config.get_text_config())
 
     @property
     def dtype(self) -> str:
@@ -92,6 +91,10 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"LLM({self.name!r}, {self.dtype}, {self.device}, width {self.width}, context {self.context})"
+
+
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def load_llm(
@@ -294,7 +297,7 @@ def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]
     def attend() -> dict[str, Callable[[], Any]]:
         heads = config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or heads
-        width = getattr(config, "head_dim", None) or hidden // heads
+        width = _head_width(config)
         k, v = torch.randn(2, 1, groups, 2048, width)
         q = torch.randn(1, groups, 256 * (heads // groups), width)
         return {way: partial(kernels.to_all(k, v, way), q, width**-0.5) for way in kernels.WAYS}

@@ -466,16 +466,16 @@ def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path, monkeypatch):
 def test_a_peer_takes_its_rounds_in_turn():
     """The script that runs under the other interpreter: one to warm up, then one each between two turns of ours."""
     source = "import sys; sys.path[:0] = [sys.argv[1]]; import peer; peer.PAUSE = 0; n = []; " + (
-        "peer.rounds(3, lambda: n.append('p'), lambda: n.append('q')); print(*n, sep='')"
+        "peer.rounds(3, lambda: n.append('p'), lambda: n.append('q')); print(*n, sys.stdin.read(), sep='')"
     )
     done = subprocess.run(
         [sys.executable, "-c", source, str(peers.SCRIPT.parent)],
-        input="\n" * 3,
+        input="\n" * 3 + "left",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [*TURN.split() * 3, "pq" * 4]
+    assert done.stdout.split() == [*TURN.split() * 3, "pq" * 4 + "left"]
 
 
 def test_a_peer_that_looks_inside_is_held_against_ours(llm, tmp_path):

@@ -280,6 +280,18 @@ def test_an_interval_leans_to_larger_losses_by_the_seeds_share_and_never_past_th
         assert ends[1] - ends[0] == pytest.approx(ends[2] - ends[1])
 
 
+def test_seeds_with_items_of_their_own_lean_in_losses_alone():
+    losses = np.array([0.8, 0.9, 1.0, 1.6])
+    plain, loss = intervals.over_seeds(losses), intervals.over_seeds(losses, "rmse")
+    t = scipy_stats.t.ppf(0.975, 3) * losses.std(ddof=1) / 2
+    assert [plain.low, plain.high] == pytest.approx([losses.mean() - t, losses.mean() + t])
+    below, above = np.log(loss.estimate / loss.low), np.log(loss.high / loss.estimate)
+    assert above > 1.5 * below and below + above > 2.1 * t / losses.mean()  # and wider: fewer degrees of freedom
+    corr = intervals.over_seeds(losses - 1, "pearson")
+    ends = np.arctanh([corr.low, corr.estimate, corr.high])
+    assert ends[2] - ends[1] == pytest.approx(ends[1] - ends[0])
+
+
 def test_a_gamma_has_the_degrees_of_freedom_and_the_lean_that_are_written_down():
     """Sample variances of n gamma draws spread as those of fewer normal ones, and their intervals for the mean miss on one side."""
     n, skew, size = 10, 0.8, 200_000
