@@ -156,6 +156,32 @@ def test_a_run_folder_holds_what_the_contract_names(finished):
     assert not list(finished.glob("**/*.part"))
 
 
+def test_further_encoders_of_a_study_file_bring_their_slots(home, run):
+    """From files beside the study, whatever the current folder: two slots of one kind, then one each of two columns of the same."""
+    held = np.load(home / "v.npz")
+    wide = pd.DataFrame(
+        {"id": held["ids"], "a": held["values"][:, 0], "b": held["values"][:, 1], "c": held["values"][:, 2]}
+    )
+    wide.to_parquet(home / "w.parquet")
+    also = "[{ path = 'w.parquet', options = { columns = ['a', 'c'] } }]"
+    study = variant(home, "more.toml", ('path = "v.npz"', f'path = "v.npz"\nslots = 2\nalso = {also}'))
+    status, _, err = run("run", study, "--out", home / "more")
+    assert status == 0, err
+    shown = json.loads((home / "more" / "prompts.json").read_text())
+    one = json.dumps(shown)
+    plain = variant(home, "plain.toml")
+    assert run("run", plain, "--out", home / "plain")[0] == 0
+    alone = json.dumps(json.loads((home / "plain" / "prompts.json").read_text()))
+    assert one.count('"<slot>"') == 3 * alone.count('"<slot>"') > 0
+    spaces = set(pd.read_parquet(home / "more" / "predictions.parquet")["encoder"])
+    assert len(spaces) == 1 and " + " in spaces.pop()
+    run("run", study, "--out", home / "more", "--resume")
+    manifest = json.loads((home / "more" / "manifest.json").read_text())
+    assert manifest["study"]["encoder"]["slots"] == 2 and manifest["study"]["encoder"]["also"][0]["options"] == {
+        "columns": ["a", "c"]
+    }
+
+
 def test_dropped_rows_are_counted_and_listed(finished):
     dropped = json.loads((finished / "manifest.json").read_text())["task"]["dropped"]
     assert [row["row"] for row in dropped] == [N, N + 1, N + 2]

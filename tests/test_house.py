@@ -172,7 +172,10 @@ def test_the_study_file_of_the_readme_is_one():
         "moments-vocab x16",
         "ridge budget=100",
     ]
-    assert (spec.task.on_bad, spec.encoder.also, spec.study.repeat) == ("drop", ("chemnet",), 2)
+    assert [e.name for e in spec.encoder.also] == ["chemnet", "morgan"] and spec.encoder.also[1].options == {
+        "bits": 1024
+    }
+    assert (spec.task.on_bad, spec.encoder.slots, spec.study.repeat) == ("drop", 2, 2)
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):

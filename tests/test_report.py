@@ -351,6 +351,11 @@ def test_the_report_says_the_labels_of_each_row_also_where_its_summary_does_not(
     header, first = re.search(r"<thead>(.*?)</thead>.*?<tr>(.*?)</tr>", report.render(RunFolder.read(tmp_path / "a")), re.S).groups()  # fmt: skip
     cells = lambda tag, line: [re.sub("<.*?>", "", cell) for cell in re.findall(f"<{tag}.*?>(.*?)</{tag}>", line)]  # noqa: E731
     assert dict(zip(cells("th", header), cells("td", first)))["labels seen"] == "20"
+    paper = report.render(RunFolder.read(tmp_path / "a")).split("Paper mode: ")[1]
+    header = re.search(r"<thead>(.*?)</thead>", paper, re.S)[1]
+    rows = [dict(zip(cells("th", header), cells("td", line))) for line in re.findall(r"<tr>(<td.*?)</tr>", paper, re.S)]
+    told = {(row["arm"], row["labels seen"]) for row in rows if "labels seen" in row}
+    assert {("moments-vocab x16", "100"), ("moments-vocab x16", "200")} <= told and ("text", "20") in told
 
 
 def test_each_control_has_a_colour_and_a_shape_of_its_own():

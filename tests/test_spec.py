@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from icrl_lab.errors import StudyError
 from icrl_lab.studies import toml
-from icrl_lab.studies.spec import Arm, StudySpec
+from icrl_lab.studies.spec import Arm, EncoderSpec, StudySpec
 
 CONTRACT = """
 [task]                         # bundled: name = "freesolv" | "huuskonen" | ...
@@ -347,14 +347,54 @@ def test_the_line_of_a_key_is_the_first_without_which_it_is_not_there(parts):
     assert toml.line_of(text, ("last", "nothing")) is None
 
 
-def test_further_encoders_are_kept_and_misspelt_ones_named(tmp_path):
+def test_further_encoders_are_kept_with_their_options_files_and_slots(tmp_path):
     path = tmp_path / "two.toml"
-    path.write_text('[task]\nname = "freesolv"\n[encoder]\nname = "minimol"\nalso = ["chemnet", "minimol"]\n')
+    path.write_text(
+        '[task]\nname = "freesolv"\n[encoder]\nname = "minimol"\nslots = 3\nalso = ["chemnet", "minimol", '
+        '{ name = "morgan", options = { bits = 1024 } }, { path = "v.npz", slots = 2 }, "w.parquet"]\n'
+    )
     spec = StudySpec.read(path)
-    assert spec.encoder.also == ("chemnet", "minimol")
+    assert spec.encoder == EncoderSpec(
+        "minimol",
+        slots=3,
+        also=(
+            EncoderSpec("chemnet"),
+            EncoderSpec("minimol"),
+            EncoderSpec("morgan", options={"bits": 1024}),
+            EncoderSpec(None, str(tmp_path / "v.npz"), slots=2),
+            EncoderSpec(None, str(tmp_path / "w.parquet")),
+        ),
+    )
     assert StudySpec.from_dict(spec.to_dict()) == spec
     (tmp_path / "again.toml").write_text(spec.to_toml())
-    assert StudySpec.read(tmp_path / "again.toml") == spec
-    path.write_text('[task]\nname = "freesolv"\n[encoder]\nalso = ["chemnett"]\n')
-    with pytest.raises(StudyError, match=r"line 4.*chemnet"):
+    again = StudySpec.read(tmp_path / "again.toml")
+    assert again == spec and again.hash == spec.hash
+    path.write_text(path.read_text().replace("slots = 2", "slots = 1"))
+    assert StudySpec.read(path).hash != spec.hash
+
+
+def test_a_plain_list_of_encoders_is_written_as_one(tmp_path):
+    """Runs begun before an entry could be a table go on."""
+    spec = StudySpec.from_dict({"task": {"name": "freesolv"}, "encoder": {"also": ["chemnet"]}})
+    assert spec.to_dict()["encoder"] == {"name": "minimol", "also": ["chemnet"]}
+
+
+@pytest.mark.parametrize(
+    ("also", "says"),
+    [
+        ('["chemnett"]', "line 4.*also has one whose name has an unknown name 'chemnett'.*chemnet"),
+        ('[{ name = "morgan", slot = 2 }]', "line 4.*also has no key 'slot'.*slots"),
+        ("[{ slots = 2 }]", "line 4.*neither a name nor a path"),
+        ('[{ name = "morgan", path = "v.npz" }]', "line 4.*both a name and a path"),
+        ('["chemnet",\n{ name = "morgan",options = { bit = 9 } }]', "line 5.*options do not fit.*bits"),
+        ('[{ name = "morgan", slots = 0 }]', "line 4.*slots must be a whole number"),
+        ('"chemnet"', "line 4.*also must be a list"),
+        ("[3]", "line 4.*name must be a string"),
+        ("[{ name = 'morgan', also = ['chemnet'] }]", "line 4.*no key 'also'"),
+    ],
+)
+def test_what_is_wrong_with_a_further_encoder_is_said(tmp_path, also, says):
+    path = tmp_path / "two.toml"
+    path.write_text(f'[task]\nname = "freesolv"\n[encoder]\nalso = {also}\n')
+    with pytest.raises(StudyError, match=says):
         StudySpec.read(path)

@@ -315,10 +315,15 @@ def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp
     assert (result.compare(one, one)["difference"] == 0).all()
     text = result.compare(one, "text")  # whose prompts always hold the text
     assert len(text) == len(there) and text["difference"].notna().all()
+    assert text["other_with_text"].all() and not there["other_with_text"].any() and not text["with_text"].any()
     simple = result.compare(one, baseline="knn").set_index(["labels", "shots", "metric"])
     table = result.baselines().query("baseline == 'knn'").set_index(["labels", "shots"])
     for labels, shots in table.index:
         assert np.isclose(simple.loc[(labels, shots, "rmse"), "other"], table.loc[(labels, shots), "rmse"])
+    assert (simple["other_gold_labels"] == simple.index.get_level_values("shots")).all()
+    told = result.predictions.assign(gold_labels=result.predictions["shots"] + 7 * (result.predictions["arm"] == other))
+    found = replace(result, predictions=told).compare(one, other)
+    assert (found["gold_labels"] == found["shots"]).all() and (found["other_gold_labels"] == found["shots"] + 7).all()
     lacks = (result.predictions["arm"] == other) & (result.predictions["labels"] == "permuted")
     less = replace(result, predictions=result.predictions[~lacks])
     assert set(less.compare(one, other)["labels"]) == {"true"}  # labels that one side lacks are compared with nothing

@@ -174,15 +174,17 @@ def against(one: Cell, noise: Cell, name: str) -> Interval:
 def differences(one: DataFrame, other: DataFrame) -> DataFrame:
     """What the rows of one cell have over those of another, a row a metric: the metric on `one` and on `other`, each on all that it
     has, and the paired `difference` on the seeds and items that both have, with its 95 % interval and its p-value, which is NaN
-    where they are too few to test and is not corrected for other comparisons."""
+    where they are too few to test and is not corrected for other comparisons. How many labels either side has seen stands first,
+    where its rows say so."""
     import pandas as pd
 
     a, b = cell(one), cell(other)
+    seen = _labels_seen(one) | {f"other_{key}": value for key, value in _labels_seen(other).items()}
     left, right = read(a), read(b)
     rows = []
     for name in _names(a):
         found = against(a, b, name)
-        row = {"metric": name, "one": left[name], "other": right.get(name, np.nan)}
+        row = {**seen, "metric": name, "one": left[name], "other": right.get(name, np.nan)}
         rows.append(
             row
             | {"difference": found.estimate, "difference_low": found.low, "difference_high": found.high, "p": found.p}

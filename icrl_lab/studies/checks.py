@@ -209,6 +209,30 @@ def _tables(value: Any) -> dict[str, dict[str, Any]]:
     return {_name("probe")(name): _options(options) for name, options in value.items()}
 
 
+ENCODER: dict[str, Check] = {
+    "name": _name("encoder", foreign=True),
+    "path": text,
+    "options": _options,
+    "slots": whole(1, 64),
+}
+
+
+def _encoders(value: Any) -> tuple[dict[str, Any], ...]:
+    """Encoders: the name of each, or a table with the keys of one."""
+    found = []
+    for one in _list(value):
+        kept = {}
+        for key, given in (one if isinstance(one, Mapping) else {"name": one}).items():
+            if key not in ENCODER:
+                raise Bad(f"has no key {key!r}; {nearest(key, ENCODER)}", str(key))
+            try:
+                kept[key] = ENCODER[key](given)
+            except Bad as bad:
+                raise Bad(f"has one whose {key} {bad}", bad.value or str(given)) from None
+        found.append(kept)
+    return tuple(found)
+
+
 DRAWS = whole(1, 10_000)
 SCALE = _number(0, 1e6, "a number above 0")
 
@@ -221,12 +245,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "query_fraction": _number(0, 1, "a number between 0 and 1"),
         "options": _options,
     },
-    "encoder": {
-        "name": _name("encoder", foreign=True),
-        "path": text,
-        "options": _options,
-        "also": lambda value: tuple(_name("encoder", foreign=True)(v) for v in _list(value)),
-    },
+    "encoder": {**ENCODER, "also": _encoders},
     "llm": {"name": _name("llm", foreign=True), "dtype": _name("dtype")},
     "study": {
         "arms": _list,
@@ -276,9 +295,10 @@ def section(name: str, document: Mapping[str, Any], base: Path) -> dict[str, Any
             found[key] = checks[key](value)
         except Bad as bad:
             raise Wrong((name, key), f"in [{name}], {key} {bad}", bad.value) from None
-    for key in ("path", "name"):
-        if key in found and name != "study":
-            found[key] = _place(found[key], base, is_path=key == "path")
+    for placed in (found, *found.get("also", ())):
+        for key in ("path", "name"):
+            if key in placed and name != "study":
+                placed[key] = _place(placed[key], base, is_path=key == "path")
     return found
 
 

@@ -79,7 +79,8 @@ class StudyResult:
         other          None: the same arm; `baseline` in its place: "mean", "knn", "ridge", ... on the same shots
         other_control  None: as `control`
         One row a condition and metric, with the columns of `stats.differences`: `p` is that of one comparison, not corrected for
-        others. Labels, shots and their selection are the same on both sides; so are text and order, where the other side has them.
+        others. Labels, shots and their selection are the same on both sides; so are text and order, where the other side has them
+        (`other_with_text` says whether its prompts held the text).
         A DataError for what the run has not.
         """
         import pandas as pd
@@ -93,6 +94,7 @@ class StudyResult:
             if self.baseline_predictions is None:
                 raise DataError("a run that was opened holds no predictions of its baselines; compare where it was run")
             theirs = self._rows(self.baseline_predictions, "baseline", baseline)
+            theirs = theirs.assign(gold_labels=theirs["shots"])
         else:
             theirs = self._rows(self.predictions, "arm", arm if other is None else other)
             theirs = theirs[theirs["control"] == (other_control or control)]
@@ -104,11 +106,13 @@ class StudyResult:
                 same = there[there[name] == value] if name in there else there
                 there = same if name in SHARED or len(same) else there
             if len(there):
-                found.append(stats.differences(rows, there).assign(**here))
+                text = {"other_with_text": bool(there["with_text"].iloc[0])} if "with_text" in there else {}
+                found.append(stats.differences(rows, there).assign(**here, **text))
         if not found:
             raise DataError(f"no prediction of {arm!r} under {control!r} has its like on the other side; see summary()")
         table = pd.concat(found, ignore_index=True)
-        return table[[*SHARED, *TOLD, *(c for c in table if c not in (*SHARED, *TOLD))]]
+        first = [c for c in (*SHARED, *TOLD, "other_with_text") if c in table]
+        return table[[*first, *(c for c in table if c not in first)]]
 
     @staticmethod
     def _rows(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:

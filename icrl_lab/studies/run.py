@@ -309,7 +309,7 @@ class Study:
 
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     """The study of a study file: its task, its vectors and its model loaded."""
-    from icrl_lab.encoders import encode
+    from icrl_lab.encoders import encode, repeat
     from icrl_lab.models import load_llm
     from icrl_lab.tasks import load_task
 
@@ -330,12 +330,11 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     source: Any = t.name or Path(t.path or "")
     task = load_task(source, on_bad=t.on_bad, query_fraction=t.query_fraction, seed=spec.study.split_seed, **given)
     check(task, spec.study)
-    e = spec.encoder
-    first: dict[str, Any] = {"path": e.path, **e.options} if e.path else {"name": e.name, **e.options}
     vectors = []
-    for encoder in (first, *({"name": name} for name in e.also)):
-        task, found = _taken(task, t.on_bad, partial(encode, progress=progress, **encoder))
-        vectors.append(found)
+    for e in (spec.encoder, *spec.encoder.also):
+        which = {"path": e.path} if e.path else {"name": e.name}
+        task, found = _taken(task, t.on_bad, partial(encode, progress=progress, **which, **e.options))
+        vectors.append(repeat(found, e.slots) if e.slots > 1 else found)
     llm = load_llm(spec.llm.name, dtype=spec.llm.dtype, progress=progress)
     if reads_text(spec.study):
         task, _ = _taken(task, t.on_bad, partial(_fits, llm=llm))

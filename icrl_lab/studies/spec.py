@@ -100,13 +100,22 @@ class TaskSpec:
 class EncoderSpec:
     """[encoder]: a name and its options, or a file of vectors. `path` is absolute.
 
-    also  names of further encoders: each item gets their vectors too, with a map and slots of their own
+    slots  how many times an item's vector stands in its place in the prompt
+    also   further encoders: each item gets their vectors too, with a map and slots of their own
     """
 
     name: str | None = "minimol"
     path: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    also: tuple[str, ...] = ()
+    slots: int = 1
+    also: tuple[EncoderSpec, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a section of a study file; what is not said there has its default."""
+        found = {"name": self.name, "path": self.path, "options": dict(self.options)}
+        found |= {"slots": self.slots if self.slots > 1 else None}
+        found |= {"also": [e.name if e == EncoderSpec(e.name) else e.to_dict() for e in self.also]}
+        return {key: value for key, value in found.items() if value}
 
 
 @dataclass(frozen=True)
@@ -215,8 +224,7 @@ class StudySpec:
                 raise Wrong((name,), f"[{name}] is not a section of a study file; {nearest(name, SECTIONS)}")
         found = {name: section(name, document, base) for name in SECTIONS}
         _task_makes_sense(found["task"], "task" in document)
-        _encoder_makes_sense(found["encoder"])
-        task, encoder, llm = TaskSpec(**found["task"]), EncoderSpec(**found["encoder"]), LLMSpec(**found["llm"])
+        task, encoder, llm = TaskSpec(**found["task"]), _encoder(found["encoder"]), LLMSpec(**found["llm"])
         plan, probes = _plan(found["study"]), ProbeSpec(**found["probes"])
         _probes_make_sense(probes, plan)
         return cls(task, encoder, llm, plan, probes)
@@ -224,6 +232,7 @@ class StudySpec:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain values; `from_dict` of it is equal to this."""
         parts = {name: asdict(getattr(self, name)) for name in ("task", "encoder", "llm", "probes")}
+        parts["encoder"] = self.encoder.to_dict()
         plain = {
             n: {k: list(v) if isinstance(v, tuple) else v for k, v in p.items() if v not in (None, "", {}, ())}
             for n, p in parts.items()
@@ -293,22 +302,37 @@ def _task_makes_sense(task: Mapping[str, Any], given: bool) -> None:
             raise Wrong(("task", "options", key), f"[task] {name!r} has no option {key!r}; {has}")
 
 
-def _encoder_makes_sense(encoder: dict[str, Any]) -> None:
-    if "path" in encoder and "name" in encoder:
-        raise Wrong(("encoder", "path"), "[encoder] has both a name and a path; keep one of them")
-    if encoder.get("name", "").endswith((".npz", ".parquet")):
-        encoder["path"] = encoder["name"]
-    if "path" in encoder:
-        encoder["name"] = None
-        return
+def _encoder(keys: Mapping[str, Any]) -> EncoderSpec:
+    """An encoder and those beside it, each with options that it knows."""
+    also = tuple(_one_encoder(dict(more), ("also",), str(more.get("name", ""))) for more in keys.get("also", ()))
+    return _one_encoder({**keys, "also": also})
+
+
+def _one_encoder(keys: dict[str, Any], where: tuple[str, ...] = (), value: str | None = None) -> EncoderSpec:
+    """`where` it stands in the section, and a `value` of it to look for there."""
+    at = " also" if where else ""
+    if where and not {"name", "path"} & set(keys):
+        raise Wrong(
+            ("encoder", *where), f"in [encoder],{at} has an encoder with neither a name nor a path; give it one"
+        )
+    if {"name", "path"} <= set(keys):
+        raise Wrong(
+            ("encoder", *(where or ("path",))), f"[encoder]{at} has both a name and a path; keep one of them", value
+        )
+    if keys.get("name", "").endswith((".npz", ".parquet")):
+        keys["path"] = keys["name"]
+    if "path" in keys:
+        return EncoderSpec(**{**keys, "name": None})
     from icrl_lab.encoders import ENCODERS
 
-    name = encoder.get("name", "minimol")
+    found = EncoderSpec(**keys)
     try:
-        if name in ENCODERS:
-            ENCODERS[name].settle(encoder.get("options", {}))
+        if found.name in ENCODERS:
+            ENCODERS[found.name].settle(found.options)
     except StudyError as error:
-        raise Wrong(("encoder", "options"), f"in [encoder], options do not fit: {error}") from None
+        sentence = f"in [encoder],{at} options do not fit: {error}"
+        raise Wrong(("encoder", *(where or ("options",))), sentence, value) from None
+    return found
 
 
 def _probes_make_sense(probes: ProbeSpec, plan: PlanSpec) -> None:
