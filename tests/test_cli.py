@@ -182,6 +182,20 @@ def test_further_encoders_of_a_study_file_bring_their_slots(home, run):
     }
 
 
+def test_items_without_a_usable_vector_in_a_file_are_left_out(home, run):
+    held = np.load(home / "v.npz")
+    values = held["values"].copy()
+    values[5, 3] = np.nan
+    np.savez(home / "holes.npz", ids=held["ids"][:-2], values=values[:-2])
+    holes = ("v.npz", "holes.npz")
+    status, _, err = run("run", variant(home, "holes.toml", holes), "--out", home / "holes")
+    assert status == 3 and is_one_sentence(err)
+    study = variant(home, "holes.toml", holes, ('modality = "text"', 'modality = "text"\non_bad = "drop"'))
+    assert run("run", study, "--out", home / "holes")[0] == 0
+    dropped = json.loads((home / "holes" / "manifest.json").read_text())["task"]["dropped"]
+    assert len(dropped) == 3 and {"m05", f"m{N - 2}", f"m{N - 1}"} <= {word.strip("'") for d in dropped for word in str(d).replace(",", " ").split()}  # fmt: skip
+
+
 def test_dropped_rows_are_counted_and_listed(finished):
     dropped = json.loads((finished / "manifest.json").read_text())["task"]["dropped"]
     assert [row["row"] for row in dropped] == [N, N + 1, N + 2]

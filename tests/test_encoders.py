@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from icrl_lab import encoders
 from icrl_lab.encoders import cache, encode, precomputed
-from icrl_lab.errors import DataError, IcrlError, ModelError, StudyError
+from icrl_lab.errors import DataError, IcrlError, ItemError, ModelError, StudyError
 from icrl_lab.values import Task, Vectors
 
 SMILES = ["CCO", "c1ccccc1", "CC(=O)Oc1ccccc1C(=O)O", "C", "ClC(Cl)Cl", "CCCCCCCCCCCC", "O=S(=O)(O)O"]
@@ -799,6 +799,48 @@ def test_files_give_back_the_vectors(some, tmp_path):
     assert encode([None], "x", path=files[0], ids=["a"]).space == encode([None], str(files[0]), ids=["a"]).space
     picked = encode([None], path=tmp_path / "wide.parquet", ids=["b"], columns=["x1"], id_column="name")
     np.testing.assert_array_equal(picked.values, some.values[1:2, 1:2])
+
+
+def test_the_index_of_a_frame_is_no_column_of_a_vector(tmp_path):
+    """A frame sorted by its target and filtered keeps its index in the file: the rank of the target."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"id": [f"m{i}" for i in range(9)], "a": rng.normal(size=9), "b": rng.normal(size=9)})
+    frame.drop(index=3).to_parquet(tmp_path / "kept.parquet")
+    frame.set_index("a").to_parquet(tmp_path / "named.parquet")
+    assert precomputed.read(tmp_path / "kept.parquet").width == 2
+    assert precomputed.read(tmp_path / "named.parquet").width == 1
+    asked = precomputed.read(tmp_path / "named.parquet", columns=["a", "b"])  # who asks for it gets it
+    np.testing.assert_array_equal(asked.values, frame[["a", "b"]].to_numpy(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "lists"])
+def test_an_item_without_a_vector_in_a_file_is_refused_by_its_id(kind, tmp_path):
+    """So that a study can leave it out; what is wrong with items that are not asked for is nothing to it."""
+    ids, values = [f"m{i}" for i in range(6)], np.random.default_rng(0).normal(size=(6, 3))
+    values[2, 1] = values[4, 0] = np.nan
+    path = tmp_path / ("v.npz" if kind == "npz" else "v.parquet")
+    if kind == "npz":
+        np.savez(path, ids=np.array(ids), values=values)
+    elif kind == "lists":
+        parquet(path, {"id": ids, "v": values.tolist()})
+    else:
+        cells = [[None if v != v else v for v in column] for column in values.T]
+        parquet(path, {"id": ids, **dict(zip("abc", cells))})
+    for asked, bad in (
+        (["m2", "m0"], "m2"),
+        (["m5", "m4"], "m4"),
+        (["m0", "m9"], "m9"),
+        (["m9", "m8", "m1"], "m9"),
+    ):
+        with pytest.raises(ItemError) as caught:
+            encode([None] * len(asked), path=path, ids=asked)
+        assert caught.value.item == bad and path.name in str(caught.value)
+    assert encode([None] * 3, path=path, ids=["m5", "m0", "m3"]).values.shape == (3, 3)
+    with pytest.raises(DataError) as caught:  # of none of them: other items' vectors
+        encode([None], path=path, ids=["x"])
+    assert not isinstance(caught.value, ItemError)
 
 
 def test_several_slots_from_files(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from icrl_lab import maps
 from icrl_lab.errors import DataError, StudyError
+from icrl_lab.maps import closed_form
 from icrl_lab.maps.steps import STEPS, run
 from icrl_lab.maps.training_free import hash_vectors
 from icrl_lab.maps.transport import match_moments
@@ -469,6 +470,43 @@ def test_ridge_solves_its_normal_equations_and_takes_the_best_leave_one_out_pena
     size = ((x - x.mean(0)) ** 2).sum() / m
     grid = size * np.logspace(-5, 3, 25)
     assert alpha == pytest.approx(grid[np.argmin([left_out(a) for a in grid])])
+
+
+def test_ridge_leaves_out_an_item_with_all_its_slots(tokens):
+    """Its penalty is the best of refits without each item, here written out; one row left out beside its twin would say another."""
+    from sklearn.linear_model import Ridge
+
+    rng = np.random.default_rng(5)
+    base, y = rng.standard_normal((12, 1, 40)), rng.standard_normal((12, tokens.width)).astype(np.float32)
+    pool = vectors_of((base + 0.2 * rng.standard_normal((12, 3, 40))).astype(np.float32))
+    chosen = maps.fit("ridge", pool, tokens, labels=Vectors(y, pool.ids, tokens.space)).recipe["chosen"]["alpha"]
+    x, rows = pool.values.astype(np.float64), np.repeat(y[:, None], 3, axis=1)
+    centred = x.reshape(-1, 40) - x.reshape(-1, 40).mean(0)
+    grid = (centred**2).sum() / len(centred) * np.logspace(-5, 3, 25)
+
+    def error(alpha):
+        total = 0.0
+        for i in range(len(x)):
+            rest = np.delete(np.arange(len(x)), i)
+            one = Ridge(alpha=alpha).fit(x[rest].reshape(-1, 40), rows[rest].reshape(-1, tokens.width))
+            total += ((one.predict(x[i]) - rows[i]) ** 2).sum()
+        return total
+
+    errors = [error(a) for a in grid]
+    assert chosen == pytest.approx(grid[int(np.argmin(errors))])
+    assert closed_form._left_out_errors(centred, rows.reshape(-1, tokens.width), grid, 3) == pytest.approx(errors)
+    apart = vectors_of(pool.values.reshape(36, 40))
+    labels = Vectors(rows.reshape(36, -1), apart.ids, tokens.space)
+    assert chosen > 10 * maps.fit("ridge", apart, tokens, labels=labels).recipe["chosen"]["alpha"]
+
+
+@pytest.mark.parametrize("name", ["ridge", "moments-vocab", "whiten", "sinkhorn", "landmarks"])
+def test_a_vector_in_several_slots_is_one_vector_of_the_pool(name, pool, tokens):
+    several = Vectors(np.repeat(pool.values[:, None], 4, axis=1), pool.ids, pool.space)
+    (one, _), (other, _) = (fitted(name, p, tokens) for p in (pool, several))
+    assert one.recipe == other.recipe
+    found = maps.apply(other, several)
+    assert found.slots == 4 and (found.values == maps.apply(one, pool).values[:, None]).all()
 
 
 def test_the_label_budget_is_what_the_map_saw_and_labels_outside_the_pool_are_refused(pool, tokens):

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 import icrl_lab as lab
+from icrl_lab.encoders import repeat
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.studies import Study, open_run
 from icrl_lab.studies.cells import cells
+from icrl_lab.studies.manifest import manifest
 from icrl_lab.studies.material import Material
 from icrl_lab.studies.spec import plan_of
 from icrl_lab.values import SLOT, Task, Vectors
@@ -298,6 +300,42 @@ def test_saved_results_open(task, vectors, llm, tmp_path):
     )
 
 
+def test_a_saved_result_is_resumed_as_a_run_is(task, vectors, llm, tmp_path, monkeypatch):
+    plan = {**PLAN, "labels": ["true", "permuted"], "with_text": [False, True]}
+    plan["arms"] = ["text", "random-projection", {"name": "random-projection", "as": "other", "width": 8}]
+    study = Study(task, vectors, llm, **plan)
+    result = study.run(progress=False)
+    result.save(tmp_path / "kept")
+    open_run(tmp_path / "kept").save(tmp_path / "again")
+    monkeypatch.setattr(Study, "compute", lambda *_: pytest.fail("a finished cell is computed again"))
+    by = ["arm", "control", "labels", "with_text", "seed", "item"]
+    for name in ("kept", "again"):
+        resumed = study.run(tmp_path / name, resume=True, progress=False)
+        one, other = (r.to_dataframe().sort_values(by).reset_index(drop=True) for r in (result, resumed))
+        pd.testing.assert_frame_equal(one, other, check_dtype=False)
+        assert len(open_run(tmp_path / name).to_dataframe()) == len(one)
+
+
+def test_shots_of_each_querys_own_are_what_its_figures_are_measured_against(task, vectors, llm):
+    """R2 of the mean of the shots is 0 by definition, and the order of rows is nothing to any figure."""
+    plan = {**PLAN, "arms": ["text", "random-projection"], "controls": ["real", "noise"], "selection": "nearest"}
+    result = Study(task, vectors, llm, **plan).run(progress=False)
+    frame = result.to_dataframe()
+    assert (frame.groupby(["arm", "control", "seed"])["reference"].nunique() > 4).all()
+    assert result.baselines().set_index("baseline").loc["mean", "r2"] == pytest.approx(0, abs=1e-12)
+    turned = (
+        replace(result, predictions=frame[::-1].reset_index(drop=True), _summary=None)
+        .summary()
+        .set_index(["arm", "control"])
+    )
+    here = result.summary().set_index(["arm", "control"]).loc[turned.index]
+    assert np.allclose(here["r2"], turned["r2"], atol=1e-9) and np.allclose(here["r2_low"], turned["r2_low"], atol=1e-6)
+    failed = frame.assign(prediction=np.nan, status="no number")
+    lost = replace(result, predictions=failed, _summary=None).summary()
+    simple = result.baselines().set_index("baseline").loc["mean"]
+    assert np.allclose(lost["rmse"], simple["rmse"]) and np.allclose(lost["r2"], 0, atol=1e-12)
+
+
 def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp_path):
     """The difference of a study's own table against noise; turned round with its sides; zero with itself; condition by condition."""
     plan = {**PLAN, "labels": ["true", "permuted"], "shots": [3, 5], "seeds": 3}
@@ -416,6 +454,30 @@ def test_label_tokens_are_those_of_the_prompt(task, vectors, llm):
             wanted = list(material.tokens.label_ids[written])
             n = min(len(ids), len(wanted))  # a space before the label may stand on either side of the span
             assert ids[-n:] == wanted[-n:] and llm.tokenizer.decode(wanted).strip() == written
+
+
+def test_slots_that_repeat_a_vector_change_nothing_but_the_prompts(task, vectors, llm):
+    rng = np.random.default_rng(9)
+    other = Vectors(rng.standard_normal((len(task), 7)), task.ids, "other/1")
+    arms = [{"name": "pca-text", "dims": 3}, "random-projection", "random-noise", "ridge"]
+    plan = plan_of({**PLAN, "arms": arms, "controls": ["real"], "selection": "random", "shots": 5})
+    one, four = (Material(task, [v, other], llm, plan) for v in (vectors, repeat(vectors, 4)))
+    assert (one.vectors.values == four.vectors.values).all() and one.vectors.space == four.vectors.space
+    for cell in cells(plan):
+        (a, shown), (b, same) = one.rendered(cell, 0), four.rendered(cell, 0)
+        assert [g.positions.tolist() for g in shown] == [g.positions.tolist() for g in same]
+        for p, q in zip(a, b):
+            if cell.arm.name == "pca-text":
+                assert (p.ids == q.ids).all()
+                continue
+            first, second = p.vectors.reshape(-1, 2, llm.width), q.vectors.reshape(-1, 5, llm.width)
+            assert (second[:, :4] == first[:, :1]).all() and (second[:, 4:] == first[:, 1:]).all()
+    near = replace(plan, arms=plan.arms[1:2], selection=("nearest",))
+    a, b = (Material(task, [v, other], llm, near).shots(next(cells(near)), 0) for v in (vectors, repeat(vectors, 4)))
+    assert [g.positions.tolist() for g in a] == [g.positions.tolist() for g in b]
+    asked = {**PLAN, "arms": ["random-projection"]}
+    two, three = (manifest(Study(task, repeat(vectors, n), llm, **asked), 0.0)["inputs"] for n in (2, 3))
+    assert two != three  # they are other studies
 
 
 def test_two_encoders_give_two_slots_each_with_its_own_map(task, vectors, llm):

@@ -160,11 +160,13 @@ def _from_file(path: str | Path, names: Sequence[str], options: dict[str, Any], 
     for key in options:
         if key not in known:
             raise StudyError(f"vectors from a file take the options {' and '.join(known)}, not {key!r}")
-    vectors = precomputed.read(path, **options)
+    vectors = precomputed.read(path, **options, among=names)
     try:
         vectors = vectors.take(names)
     except DataError as error:
-        raise DataError(f"{path}: {error}; the file's ids begin {', '.join(map(repr, vectors.ids[:3]))}") from None
+        held = set(vectors.ids)
+        lacks = [name for name in names if name not in held]
+        raise ItemError(lacks[0], f"{path}: {error}") from None
     if targets is not None and len(names) > 2:
         same = (vectors.values.reshape(len(names), -1) == targets.astype(np.float32)[:, None]).all(0)
         if same.any():

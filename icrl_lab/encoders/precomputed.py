@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from icrl_lab.errors import DataError, IcrlError, StudyError
+from icrl_lab.errors import DataError, IcrlError, ItemError, StudyError
 from icrl_lab.files import sha256
 from icrl_lab.values import Vectors
 
@@ -20,13 +20,22 @@ NAMES = ("values", "vectors", "embeddings")  # what the array of vectors may be 
 ID_NAMES = ("id", "ids")
 
 
-def read(path: str | Path, id_column: str | None = None, columns: Sequence[str] | None = None) -> Vectors:
-    """Vectors of every item in a file.
+def read(
+    path: str | Path,
+    id_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    among: Sequence[str] | None = None,
+) -> Vectors:
+    """Vectors of every item in a file, or of those `among` these ids; a DataError where it has none of them.
 
     .npz      arrays `ids` (n) and `values`, `vectors` or `embeddings` (n, d) or (n, slots, d); with `space`, as
               `Vectors.save` writes it, that space, else "file:<name>@<hash of the file>"
     .parquet  `id_column` (else a column `id` or `ids`, else the only column of strings), and `columns`, or the only
-              column of lists, or else every numeric column. A target left among those would be read as a vector
+              column of lists, or else every numeric column but a data frame's index. A target left among those would be
+              read as a vector
+
+    A vector with a NaN or without a value is an ItemError, also a DataError, that names its item.
     """
     path = Path(path).expanduser()
     if path.suffix not in SUFFIXES:
@@ -38,8 +47,11 @@ def read(path: str | Path, id_column: str | None = None, columns: Sequence[str] 
     if path.suffix == ".npz" and (id_column is not None or columns is not None):
         raise StudyError(f"{path}: id_column and columns are for .parquet; an .npz has the arrays ids and values")
     try:
-        values, ids, space = _npz(path) if path.suffix == ".npz" else _parquet(path, id_column, columns)
+        found = _npz(path, among) if path.suffix == ".npz" else _parquet(path, id_column, columns, among)
+        values, ids, space = found
         return Vectors(values, ids, space or f"file:{path.stem}@{sha256(path)[:12]}")
+    except ItemError as error:
+        raise ItemError(error.item, f"{path}: {error}") from None
     except IcrlError as error:
         raise type(error)(f"{path}: {error}") from None
     except Exception as error:  # a damaged file makes its parser raise anything at all
@@ -47,7 +59,21 @@ def read(path: str | Path, id_column: str | None = None, columns: Sequence[str] 
         raise DataError(f"{path} cannot be read as vectors: {cause}") from error
 
 
-def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...], str | None]:
+def _among(ids: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
+    """The rows of these ids; all rows where none is wanted."""
+    if wanted is None:
+        return list(range(len(ids)))
+    asked = set(wanted)
+    rows = [row for row, name in enumerate(ids) if name in asked]
+    if not rows:
+        raise DataError(
+            f"{len(wanted)} of {len(wanted)} items have no vector in it; the first is {wanted[0]!r}, and the file's ids "
+            f"begin {', '.join(map(repr, ids[:3]))}"
+        )
+    return rows
+
+
+def _npz(path: Path, among: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...], str | None]:
     with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
         held = set(archive.files)
         if archive.zip.testzip() is not None:  # numpy reads as far as a shape says, and may meet no checksum
@@ -68,11 +94,15 @@ def _npz(path: Path) -> tuple[np.ndarray, tuple[str, ...], str | None]:
         raise DataError(f"'ids' must be a row of strings or whole numbers, not {ids.dtype} of shape {ids.shape}")
     if values.dtype.kind not in "fiub":
         raise DataError(f"{found[0]!r} must be numbers, not {values.dtype}")
-    return values, tuple(i.decode() if isinstance(i, bytes) else str(i) for i in ids.tolist()), space
+    names = tuple(i.decode() if isinstance(i, bytes) else str(i) for i in ids.tolist())
+    if len(values.shape) < 1 or len(values) != len(names):
+        return values, names, space  # is refused as it is
+    rows = _among(names, among)
+    return values[rows], tuple(names[r] for r in rows), space
 
 
 def _parquet(
-    path: Path, id_column: str | None, columns: Sequence[str] | None
+    path: Path, id_column: str | None, columns: Sequence[str] | None, among: Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...], None]:
     import pyarrow.parquet as pq
     from pyarrow import types
@@ -87,13 +117,18 @@ def _parquet(
     ids = table[id_column].to_pylist()
     if None in ids:
         raise DataError(f"row {ids.index(None)} has no id in column {id_column!r}")
+    rows = _among([str(i) for i in ids], among)
+    table, ids = table.take(rows), [ids[r] for r in rows]
     lists = [n for n in columns or kinds if n != id_column and _is_list(kinds[n])]
     if len(lists) > 1:
         raise DataError(f"it has several columns of lists, {lists}; name one: columns=[{lists[0]!r}]")
     if lists:
         return _from_lists(table[lists[0]], ids), tuple(str(i) for i in ids), None
     number = lambda t: types.is_floating(t) or types.is_integer(t) or types.is_boolean(t)  # noqa: E731
-    numeric = list(columns) if columns else [n for n in kinds if n != id_column and number(kinds[n])]
+    # the index of a frame that was filtered or sorted is kept as a column: the place of a row, and often the order of the targets
+    index = [n for n in (table.schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(n, str)]
+    left_out = {id_column, *index}
+    numeric = list(columns) if columns else [n for n in kinds if n not in left_out and number(kinds[n])]
     bad = [n for n in numeric if not number(kinds[n])]
     if bad or not numeric:
         raise DataError(
@@ -102,7 +137,7 @@ def _parquet(
     for name in numeric:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
-            raise DataError(f"item {str(ids[row])!r} has no value in column {name!r}")
+            raise ItemError(str(ids[row]), f"item {str(ids[row])!r} has no value in column {name!r}")
     return np.column_stack([table[n].to_numpy() for n in numeric]), tuple(str(i) for i in ids), None
 
 

@@ -109,6 +109,7 @@ def fit(
     options        the map's own arguments; an unknown one is an error
     """
     name = resolve(name)
+    pool = pool.once()  # a vector that stands in several slots is still one vector of the pool
     if not len(pool):
         raise DataError(f"slot map {name!r}: the pool of {pool.space!r} is empty")
     arguments = _arguments(name, options)

@@ -23,7 +23,7 @@ def ridge(
 
     labels       rows (m, d) in the model's space of m items of the pool (see `label_rows`); m is the label budget
     alpha        the penalty; None takes the one with the smallest exact leave-one-out error, over all dimensions,
-                 from 25 values around the mean eigenvalue of the Gram matrix
+                 from 25 values around the mean eigenvalue of the Gram matrix; all slots of an item are left out together
     standardise  bring each dimension to the pool's mean and deviation first (no label is needed for that), for
                  descriptors whose units differ
     """
@@ -41,10 +41,29 @@ def ridge(
     centred = x - x.mean(0)
     size = max(float((centred**2).sum()) / len(x), 1e-12)
     grid = size * np.logspace(-5, 3, 25) if alpha is None else np.array([float(alpha)])
+    if pool.slots > 1 and alpha is None:
+        grid = grid[[int(np.argmin(_left_out_errors(centred, y, grid, pool.slots)))]]
     fit = RidgeCV(alphas=grid).fit(centred, y)
     arrays = {"centre": x.mean(0), "scale": np.ones(x.shape[1]), "shift": np.zeros(x.shape[1])}
     steps += [Step("affine", arrays), Step("linear", {"weight": fit.coef_.T, "bias": fit.intercept_})]
     return steps, {"alpha": float(fit.alpha_)}
+
+
+def _left_out_errors(x: np.ndarray, y: np.ndarray, alphas: np.ndarray, slots: int) -> list[float]:
+    """The squared error of ridge regression with an intercept on items that it was not fitted on, for each penalty.
+
+    Item i's rows are the i-th `slots` of centred x (n, d) and of y (n, m). Their residuals without them are (I - H_ii)^-1 times
+    those with them, where H is the hat matrix: leave-one-out for rows in blocks.
+    """
+    left, size, _ = np.linalg.svd(x, full_matrices=False)
+    y = y - y.mean(0)
+    blocks = np.arange(len(x)).reshape(-1, slots)
+    errors = []
+    for alpha in alphas:
+        hat = (left * (size**2 / (size**2 + alpha))) @ left.T + 1 / len(x)
+        own = np.eye(slots) - hat[blocks[:, :, None], blocks[:, None, :]]
+        errors.append(float((np.linalg.solve(own, (y - hat @ y)[blocks]) ** 2).sum()))
+    return errors
 
 
 def fit_pca(pool: Vectors, dims: int) -> Step:

@@ -243,7 +243,7 @@ def pseudo_values(pred: Array, target: Array, name: str, reference: Array | None
 
 
 def fill(pred: Any, fallback: Any) -> Array:
-    """Predictions (S, N) with every failure (NaN or None) replaced by its seed's fallback (S,)."""
+    """Predictions (S, N) with every failure (NaN or None) replaced by its seed's fallback (S,), or its own (S, N)."""
     import pandas as pd
 
     pred = np.array(pred)
@@ -251,7 +251,8 @@ def fill(pred: Any, fallback: Any) -> Array:
     if failed.any() and fallback is None:
         seed, item = (int(i) for i in np.argwhere(failed)[0])
         raise DataError(f"the prediction of seed {seed}, item {item} failed, and no fallback is given to count it as")
-    out = np.where(failed, np.asarray(fallback)[:, None], pred) if failed.any() else pred
+    fallback = np.asarray(fallback)
+    out = np.where(failed, fallback if fallback.ndim == 2 else fallback[:, None], pred) if failed.any() else pred
     if out.dtype.kind != "O":
         return out
     return out.astype(str if any(isinstance(v, str) for v in out.flat) else float)
@@ -288,8 +289,8 @@ def interval(
 ) -> Interval:
     """The expected metric over new seeds and new items, with its interval.
 
-    pred (S, N), NaN or None where it failed; target (N,); reference (S,), what predicting the mean of each seed's shots
-    gives; fallback (S,), what a failure counts as (the reference, where none is given).
+    pred (S, N), NaN or None where it failed; target (N,); reference (S,) or (S, N), what predicting the mean of each seed's
+    (or each item's) shots gives; fallback of either shape, what a failure counts as (the reference, where none is given).
     """
     pred, target = _checked(pred, target, reference if fallback is None else fallback)
     mean, table = pseudo_values(pred, target, metric_name, None if reference is None else np.asarray(reference))

@@ -1,8 +1,8 @@
 """The figures of merit: what each seed scores, and what it would score without any one item.
 
 Every function works on whole stacks of studies at once: predictions (..., S, N) of S seeds on the same N items,
-targets that broadcast to it, (N,) or (..., 1, N), and a reference (..., S): the number that predicting the mean of
-that seed's shots gives. `values` are (..., S); `left_out` are (..., S, N), exact and in closed form, and all that
+targets that broadcast to it, (N,) or (..., 1, N), and a reference (..., S), or (..., S, N) where each item has shots of
+its own: the number that predicting the mean of the shots gives. `values` are (..., S); `left_out` are (..., S, N), exact and in closed form, and all that
 the intervals need.
 
 Where a metric is undefined it has one value, stated here, and never becomes a NaN that somebody drops later:
@@ -126,7 +126,9 @@ def _skill(mse: Array, base: Array) -> Array:
 def _squares(pred: Array, target: Array, reference: Array | None) -> tuple[Array, Array]:
     if reference is None:
         raise DataError("R2 is measured against the mean of each seed's shots: give `reference`, one number a seed")
-    return (pred - target) ** 2, (np.asarray(reference)[..., None] - target) ** 2
+    reference = np.asarray(reference)
+    reference = reference if reference.ndim == np.ndim(pred) else reference[..., None]
+    return (pred - target) ** 2, (reference - target) ** 2
 
 
 def r2(pred: Array, target: Array, reference: Array | None = None) -> Array:

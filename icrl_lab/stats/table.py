@@ -1,7 +1,7 @@
 """From predictions to the table a study reports: one row a cell, nothing dropped, nothing selected.
 
 A cell is one arm under one control in one setting; its predictions form a table of seeds by items. A failed prediction
-counts as its seed's `reference` (the mean of the shots' labels, or their majority class) and is counted beside. Where a
+counts as its row's `reference` (the mean of its shots' labels, or their majority class) and is counted beside. Where a
 run is unfinished, the largest table of seeds and items that is complete is read, and the note says what was left out.
 pandas is imported inside the functions.
 """
@@ -27,7 +27,10 @@ FAMILY = ("task", "labels")  # verdicts that Holm's correction takes together
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Predictions of one cell: pred, failed and there (S, N); target (N,); reference (S,) or None; seeds and items by name."""
+    """Predictions of one cell: pred, failed, there, copied (S, N); target (N,); reference (S, N) or None; seeds and items by name.
+
+    The reference is what the shots alone say: one value a seed, unless each query has shots of its own.
+    """
 
     pred: np.ndarray
     there: np.ndarray
@@ -40,7 +43,7 @@ class Cell:
 
     def take(self, rows: np.ndarray, columns: np.ndarray) -> Cell:
         grid = np.ix_(rows, columns)
-        reference = None if self.reference is None else self.reference[rows]
+        reference = None if self.reference is None else self.reference[grid]
         seeds, items = tuple(self.seeds[r] for r in rows), tuple(self.items[c] for c in columns)
         parts = (self.pred[grid], self.there[grid], self.failed[grid], self.copied[grid], self.target[columns])
         return Cell(*parts, reference, seeds, items)
@@ -75,11 +78,11 @@ def cell(frame: DataFrame) -> Cell:
     target[i] = frame["target"].to_numpy()
     reference = None
     if "reference" in frame and frame["reference"].notna().all():
-        reference = np.empty(len(seeds), object if words else float)
-        reference[s] = frame["reference"].to_numpy()
+        reference = np.full(shape, np.nan, object if words else float)
+        reference[s, i] = frame["reference"].to_numpy()
     if failed[there].any() and reference is None:
         raise DataError(
-            "a prediction failed and the table has no `reference` for its seed (the mean of the shots) to count it as"
+            "a prediction failed and the table has no `reference` for it (the mean of its shots) to count it as"
         )
     return Cell(pred, there, failed, copied, target, reference, tuple(seeds), tuple(items))
 
@@ -107,9 +110,9 @@ def _each_seed(one: Cell, name: str) -> np.ndarray:
     """The metric of each seed on the items it has, failures filled in."""
     pred = fill(np.where(one.there, one.pred, one.target), one.reference)  # absent cells are never read below
     target = one.target.astype(str) if pred.dtype.kind in "US" else one.target
-    refs = np.zeros(len(pred)) if one.reference is None else one.reference
+    refs = np.zeros(pred.shape) if one.reference is None else one.reference
     values = metrics.metric(name).values
-    return np.array([values(p[t], target[t], r) for p, t, r in zip(pred, one.there, refs)], float)
+    return np.array([values(p[t], target[t], r[t]) for p, t, r in zip(pred, one.there, refs)], float)
 
 
 def _names(one: Cell) -> tuple[str, ...]:

@@ -124,9 +124,7 @@ class RunFolder:
 
     def predictions(self) -> pd.DataFrame:
         """The rows of all finished cells, columns in the order of COLUMNS, cells sorted by their key."""
-        frame = self._journal.table()
-        frame = frame.assign(**{c: None for c in COLUMNS if c not in frame})
-        return frame[[*COLUMNS, *(c for c in frame if c not in COLUMNS)]]
+        return _columned(self._journal.table())
 
     def finish(
         self,
@@ -136,17 +134,20 @@ class RunFolder:
         maps: Mapping[str, SlotMap] | None = None,
         items: pd.DataFrame | None = None,
         prompts: Mapping[str, Any] | None = None,
+        predictions: pd.DataFrame | None = None,
     ) -> None:
         """Write the tables, the maps and, last, the manifest with the SHA-256 of every file.
 
-        items    one row an item: id, text, target or label, role ("pool", "query" or "")
-        prompts  some of the prompts, as `shown.kept` gives them; None: none are kept
+        items        one row an item: id, text, target or label, role ("pool", "query" or "")
+        prompts      some of the prompts, as `shown.kept` gives them; None: none are kept
+        predictions  the rows of all cells in an order of their own; None: cells sorted by their key
         """
         import pandas as pd
 
         for name, slot_map in (maps or {}).items():
             self.put_map(name, slot_map)
-        tables = (self.predictions(), summary, pd.DataFrame() if baselines is None else baselines, items)
+        rows = self.predictions() if predictions is None else _columned(predictions)
+        tables = (rows, summary, pd.DataFrame() if baselines is None else baselines, items)
         with disk_trouble(self.path):
             for name, table in zip(_TABLES, tables):
                 if table is not None:
@@ -224,6 +225,12 @@ class Record:
 
     def __repr__(self) -> str:
         return f"Record({str(self.path)!r}, {len(self.summary)} cells, {len(self.predictions)} predictions)"
+
+
+def _columned(frame: pd.DataFrame) -> pd.DataFrame:
+    """With all of COLUMNS, and in their order."""
+    frame = frame.assign(**{c: None for c in COLUMNS if c not in frame})
+    return frame[[*COLUMNS, *(c for c in frame if c not in COLUMNS)]]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

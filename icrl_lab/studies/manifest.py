@@ -30,6 +30,8 @@ def manifest(study: Study, start: float) -> dict[str, Any]:
     shown = [task.name, task.property, task.units, task.modality, *task.options]  # what prompts say besides
     split = [",".join(map(str, rows.tolist())) for rows in (task.pool, study.material.queries)]
     asked = study.spec.to_dict() if study.spec is not None else {"study": StudySpec.plan_dict(study.plan)}
+    kinds = study.material.kinds
+    slots = [kind.slots for kind in kinds] if any(kind.once() is not kind for kind in kinds) else []
     probes = asked.pop("probes", {})  # more may be asked of a study that has run: they are not what it is
     return {
         "study": asked,
@@ -38,6 +40,7 @@ def manifest(study: Study, start: float) -> dict[str, Any]:
             "task": _hash([*shown, *task.ids, *map(str, truth), *(task.text or ())]),
             "split": _hash(split),
             "vectors": hashlib.sha256(np.ascontiguousarray(vectors.values).tobytes()).hexdigest(),
+            **({"slots": slots} if slots else {}),
             "encoder": vectors.space,
             "model": llm.space,
             "dtype": llm.dtype,

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from icrl_lab import answers, controls, maps, prompts, shots
-from icrl_lab.encoders import encode
+from icrl_lab.encoders import encode, repeat
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.shots import Likeness
 from icrl_lab.studies.cells import Cell
@@ -132,7 +132,8 @@ class Material:
         self.task, self.plan, self.llm = task, plan, llm
         given = (vectors,) if isinstance(vectors, Vectors) else tuple(vectors)
         self.kinds = tuple(kind.take(task.ids) for kind in given)  # each has its own map and its own slots
-        self.vectors = self.kinds[0] if len(given) == 1 else joined(self.kinds)
+        once = [kind.once() for kind in self.kinds]  # a vector that stands in several slots counts once
+        self.vectors = once[0] if len(given) == 1 else joined(once)
         self.tokenizer = llm.tokenizer
         self.queries = self._queries()
         self.template = prompts.layout(plan.layout, markers=plan.markers)
@@ -230,7 +231,7 @@ class Material:
             return float(self.task.targets[group.positions].mean())
         assert self.task.labels is not None
         seen = [self.task.labels[p] for p in group.positions]
-        return max(self.task.options, key=seen.count)
+        return max(sorted(self.task.options), key=seen.count)  # a tie goes as that of the majority baseline
 
     def shown_targets(self, group: Shots, cell: Cell) -> np.ndarray:
         """What a simple predictor may learn from: the shots' targets in the task's units, or their classes; permuted as shown."""
@@ -322,7 +323,9 @@ class Material:
     @cached_property
     def _codes(self) -> Vectors:
         items = self.task.text if self.task.text is not None else self.task.items
-        return maps.hash_vectors(items, self.task.ids, self.vectors.width)
+        codes = maps.hash_vectors(items, self.task.ids, self.vectors.width)
+        slots = sum(kind.slots for kind in self.kinds)
+        return codes if slots == 1 else repeat(codes, slots)
 
     def _pca_text(self, arm: Arm, position: int) -> str:
         if arm.label not in self._pca_texts:

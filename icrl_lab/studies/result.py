@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,9 +226,23 @@ class StudyResult:
         from icrl_lab.studies.folder import RunFolder
 
         with RunFolder.open_for_writing(path, self.manifest) as folder:
-            folder.put("all", self.predictions)
-            folder.finish({}, self.summary(), self.baselines(), self.maps, self.items, self._kept())
+            for key, rows in self._by_cell():
+                folder.put(key, rows)
+            known = self.summary(), self.baselines(), self.maps, self.items, self._kept()
+            folder.finish({}, *known, predictions=self.predictions)
         return report.write(path).parent
+
+    def _by_cell(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The predictions of each cell under its key, as a run keeps them: what was saved can be resumed."""
+        from icrl_lab.studies.cells import cells
+        from icrl_lab.studies.spec import plan_of
+
+        axes = ["arm", "control", *SHARED, *TOLD, "seed"]
+        found = dict(list(self.predictions.groupby(axes, sort=False)))
+        for cell in cells(plan_of(self.manifest["study"]["study"])):
+            at = (cell.arm.label, *(getattr(cell, axis) for axis in axes[1:]))
+            if at in found:
+                yield cell.key, found[at]
 
     def _kept(self) -> Mapping[str, Any] | None:
         from icrl_lab.studies.shown import kept

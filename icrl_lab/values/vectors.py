@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icrl_lab.errors import DataError, IcrlError
+from icrl_lab.errors import DataError, IcrlError, ItemError
 from icrl_lab.files import atomic
 from icrl_lab.values.base import frozen, unique
 
@@ -37,7 +37,8 @@ class Vectors:
             )
         if not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise DataError(f"vectors of {self.space!r}: the vector of {self.ids[row]!r} has a NaN or an infinity")
+            name = self.ids[row]
+            raise ItemError(name, f"vectors of {self.space!r}: the vector of {name!r} has a NaN or an infinity")
 
     @property
     def width(self) -> int:
@@ -64,6 +65,11 @@ class Vectors:
                 f"{len(missing)} of {len(ids)} items have no vector in {self.space!r}; the first is {missing[0]!r}"
             )
         return Vectors(self.values[[where[i] for i in ids]], tuple(ids), self.space)
+
+    def once(self) -> Vectors:
+        """The same without repetition: (n, d) where all slots of every item hold one vector, else itself."""
+        repeated = self.values.ndim == 3 and (self.values == self.values[:, :1]).all()
+        return Vectors(self.values[:, 0], self.ids, self.space) if repeated else self
 
     def save(self, path: str | Path) -> None:
         """Write an uncompressed .npz with arrays `values`, `ids`, `space`; no pickle."""
