@@ -2,6 +2,7 @@
 
 import zlib
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -470,10 +471,49 @@ def test_numbered_answers(text, n, want):
         ("non-toxic", ("toxic", "non-toxic"), "non-toxic"), ("It is non-toxic.", ("toxic", "non-toxic"), "non-toxic"), ("Toxic", ("toxic", "non-toxic"), "toxic"),
         ("nontoxicity", ("toxic", "non-toxic"), None), ("yes, it is", ("yes", "no"), "yes"), ("nothing", ("yes", "no"), None), ("yes and no", ("yes", "no"), None),
         ("not toxic at all", ("toxic", "not toxic"), "not toxic"), ("[", "[(", "["), ("x", (), None),
+        # what is denied is not said
+        ("not toxic", ("toxic", "non-toxic"), None), ("It is not toxic.", ("toxic", "non-toxic"), None), ("It isn't toxic", ("toxic", "non-toxic"), None),
+        ("non toxic", ("toxic", "non-toxic"), None), ("non\u2011toxic", ("toxic", "non-toxic"), "non-toxic"), ("not a toxic one", ("toxic", "non-toxic"), None),
+        ("It is **not** active", ("active", "inactive"), None), ("I do not know, but toxic", ("toxic", "non-toxic"), "toxic"), ("toxic", ("toxic", "non\u2010toxic"), "toxic"),
+        # a class is no part of a number
+        ("0.95", "01", None), ("0,7", "01", None), ("1.5", "01", None), ("0. It", "01", "0"), ("The answer is 0.95", "01", None), ("The answer is 0.", "01", "0"),
     ],
 )  # fmt: skip
 def test_options_are_whole_words(text, options, want):
     assert parse_option(text, tuple(options)) == want
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3 or 4", "3 to 5", "3 - 5", "is 5 to 6", "12 345", "5 and 6", "10 - 2 = 8", "5 x 10", "about 3 - 4", "3 / 4", "3 ... 4", "3…4"],
+)  # fmt: skip
+def test_a_range_a_sum_or_a_grouped_number_is_no_answer(text):
+    assert parse_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("3.2 × 10 ^ -4", 3.2e-4), ("3.2×10^\u20114", 3.2e-4), ("\u20113.2", -3.2), ("5 - as said", 5), ("5 kcal/mol", 5), ("-3.2 (of 20)", -3.2),
+        ("3.5 or so", 3.5), ("7 and falling", 7), ("12 34", 12),
+    ],
+)  # fmt: skip
+def test_a_number_with_words_or_spaces_behind_it_is_read(text, want):
+    assert parse_number(text) == want
+
+
+def test_an_answer_ends_where_the_models_turn_ends(tokenizer):
+    """Also where the tokenizer names another token for that; what is written behind it is no part of it."""
+    from icrl_lab.answers.numbers import _first_turn, _stops
+
+    eos, other = tokenizer.eos_token_id, 5
+    config = SimpleNamespace(eos_token_id=[other, eos])
+    engine = SimpleNamespace(llm=SimpleNamespace(model=SimpleNamespace(generation_config=config)))
+    assert _stops(engine, tokenizer) == tuple(sorted({other, eos})) and _stops(None, tokenizer) == (eos,)
+    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    assert _first_turn([*ids("5"), eos, *ids("7")], tokenizer).strip() == "5"
+    assert _first_turn([eos, *ids("7"), eos, *ids("8")], tokenizer).strip() == "7"
+    assert _first_turn(ids("5 7"), tokenizer).split() == ["5", "7"] and _first_turn([], tokenizer) == ""
 
 
 noise = st.text(alphabet="0123456789.,-−+eEx×*[](){}:=\n \tAnswerBC⁻³^10/", max_size=60)

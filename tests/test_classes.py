@@ -114,3 +114,28 @@ def test_numbers_and_generated_answers_have_no_such_score(key):
             toy_study(**plan, **{key: True})
     with pytest.raises(StudyError, match=key):
         toy_study(classes=True, **{key: "yes"})
+
+
+@pytest.mark.parametrize(
+    ("layout", "behind"),
+    [
+        ({"shot": "{item} -> {label}", "separator": "; "}, ";"),
+        ({"shot": "{item} is {label}.", "separator": "\n"}, "."),
+        ("question", "\n\n"),
+        ("arrow", "\n"),
+    ],
+)
+def test_a_class_ends_as_it_does_in_the_shots(layout, behind, monkeypatch):
+    """What tells an option from a longer one is the text that stands behind it in this layout, in studies and in probes."""
+    from icrl_lab import answers
+    from icrl_lab.probes import scene
+
+    asked = []
+    score, tries = answers.score_options, answers.tries
+    monkeypatch.setattr(answers, "score_options", lambda *a, end, **k: asked.append(end) or score(*a, end=end, **k))
+    monkeypatch.setattr(answers, "tries", lambda p, t, options, end: asked.append(end) or tries(p, t, options, end))
+    for calibrate in (False, True):
+        study = toy_study(classes=True, arms=["zero-pad"], controls=["real"], with_text=False, labels="true", layout=layout, calibrate=calibrate)  # fmt: skip
+        study.run(progress=False)
+        scene._tries(study, study.material.rendered(study.cells()[0], 0)[0])
+    assert len(asked) > 4 and set(asked) == {behind}

@@ -1,5 +1,6 @@
 """Studies: the grid, what may be looked at, controls that share everything but one thing, resuming, the planted truth."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -377,6 +378,25 @@ def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp
     pd.testing.assert_frame_equal(opened.compare(one, other), there, check_dtype=False)
     with pytest.raises(DataError, match="baselines"):
         opened.compare(one, baseline="knn")
+
+
+@pytest.mark.parametrize(
+    ("layout", "with_text", "says"),
+    [
+        ("{text} -> {label}", False, "shot has no {item}"),
+        ("{text} -> {label}", True, "shot has no {item}"),
+        ({"shot": "{item} -> {label}", "query": "{text} ->"}, False, "query has no {item}"),
+        ({"shot": "{item} -> {label}", "query": "{text} {item} ->"}, False, "query says {text}"),
+        ({"shot": "{text} {item} -> {label}"}, False, "shot says {text}"),
+        ({"shot": "{item} -> {label}", "query": "->"}, True, "a query needs {item}"),
+    ],
+)
+def test_a_layout_that_hides_the_vector_or_shows_the_text_is_refused(task, vectors, llm, layout, with_text, says):
+    """Arms and controls would all be one prompt, with the text that the study asks to leave out."""
+    with pytest.raises(StudyError, match=re.escape(says)):
+        Study(task, vectors, llm, **{**PLAN, "layout": layout, "with_text": with_text})
+    if says.startswith("shot"):  # of text alone there is nothing to hide
+        Study(task, vectors, llm, **{**PLAN, "layout": layout, "arms": ["text"]})
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(task, vectors, llm):

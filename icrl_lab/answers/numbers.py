@@ -120,10 +120,31 @@ def generated(
     found = cuts(prompts, tokenizer, labels) if labels else [None] * len(prompts)
     begun = [prompt if cut is None else cut.apply(prompt) for prompt, cut in zip(prompts, found)]
     lead = ["" if cut is None else tokenizer.decode(list(cut.lead)) for cut in found]
-    eos = getattr(tokenizer, "eos_token_id", None)
-    stop = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
-    ids = engine.generate(begun, max_new_tokens, temperature=temperature, seed=seed, stop_ids=stop)
-    return [start + tokenizer.decode(list(row), skip_special_tokens=True) for start, row in zip(lead, ids)]
+    ids = engine.generate(begun, max_new_tokens, temperature=temperature, seed=seed, stop_ids=_stops(engine, tokenizer))
+    return [start + _first_turn(row, tokenizer) for start, row in zip(lead, ids)]
+
+
+def _stops(engine: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's, and those that the model's authors name for generation (the end of a turn)."""
+    config = getattr(getattr(getattr(engine, "llm", None), "model", None), "generation_config", None)
+    found: set[int] = set()
+    for eos in (getattr(tokenizer, "eos_token_id", None), getattr(config, "eos_token_id", None)):
+        found |= set(eos) if isinstance(eos, (list, tuple)) else set() if eos is None else {eos}
+    return tuple(sorted(found))
+
+
+def _first_turn(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text up to the first control token behind it: what a model writes after the end of its turn is no part of its answer."""
+    special, part = set(getattr(tokenizer, "all_special_ids", ())), []
+    for token in (*ids, None):
+        if token is not None and token not in special:
+            part.append(int(token))
+            continue
+        text = tokenizer.decode(part, skip_special_tokens=True) if part else ""
+        if text.strip() or token is None:
+            return text
+        part = []
+    raise AssertionError("unreachable: the end returns")
 
 
 # ------------------------------------------------------------------------------- numbers as they are written

@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_PLAIN = str.maketrans({**dict.fromkeys("−–—‒﹣－", "-"), "＋": "+", **dict.fromkeys("\u00a0\u202f\u2009", " ")})
+_HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011"), "-")
+_PLAIN = str.maketrans(
+    {**dict.fromkeys("−–—‒﹣－\u2010\u2011", "-"), "＋": "+", **dict.fromkeys("\u00a0\u202f\u2009", " ")}
+)
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _DECOR = "*_`$~[](){}<>\"'“”‘’|# \t"
 # digits with thousands commas, plain digits, or a bare fraction; then an exponent
 _BODY = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-_POWER = r"(?:[eE][-+]?[0-9]+|[ ]?(?:[xX×·⋅*]|\\times|\\cdot)[ ]?10(?:\^|\*\*)[ ]?[{(]?(?P<power>[-+]?[0-9]+)[)}]?)"
+_POWER = r"(?:[eE][-+]?[0-9]+|[ ]?(?:[xX×·⋅*]|\\times|\\cdot)[ ]?10[ ]?(?:\^|\*\*)[ ]?[{(]?(?P<power>[-+]?[0-9]+)[)}]?)"
 # nothing beside it that would make it part of a word, a formula, a fraction, a range or another number
 _NUMBER = re.compile(rf"(?<![\w.,^/+-])(?P<sign>[-+] ?)?(?P<body>{_BODY})(?P<exp>{_POWER})?(?![\w^]|[.,/-][0-9])")
 _SAYS = re.compile(
@@ -29,6 +32,10 @@ _FINAL = re.compile(rf"(?<!\w)(?:final[ \t]+answer|answer[ \t]*#?[ \t]*1){_END}"
 _LIST = re.compile(r"^[ \t]*([0-9]{1,4})[.):][ \t]+(?=\S)", re.MULTILINE)
 _ARROW = re.compile("->|→|=>")
 _LISTED = re.compile(r"[ \t]*,[ \t]*[-+.0-9]")  # a number that is one of several
+# or the beginning of a range, of a sum, of a number in groups
+_GOES_ON = re.compile(
+    r"[ \t]*(?:(?:to|or|and|through)\b|[-+*x×=;|:/…]|\.\.+)[ \t]*[-+.]?[0-9]|[ \t][0-9]{3}(?![0-9])", re.IGNORECASE
+)
 
 
 def parse_number(text: str) -> float | None:
@@ -100,10 +107,11 @@ def _of_line(line: str) -> float | None:
         return None
     if not line[: found[0].start()].strip(_DECOR):  # the line begins with it
         rest = line[found[0].end() :]
-        if _LISTED.match(rest) or _ARROW.search(rest):  # a vector as text, or an echoed shot
+        if _LISTED.match(rest) or _GOES_ON.match(rest) or _ARROW.search(rest):  # a vector as text, or an echoed shot
             return None
         return _value(found[0])
-    values = {_value(m) for m in found if _SAYS.search(line[: m.start()])}  # "on the 20 examples" says nothing
+    said = [m for m in found if _SAYS.search(line[: m.start()])]  # "on the 20 examples" says nothing
+    values = {None if _GOES_ON.match(line[m.end() :]) else _value(m) for m in said}
     return values.pop() if len(values) == 1 else None
 
 
@@ -121,12 +129,15 @@ def _value(match: re.Match[str]) -> float | None:
 def parse_option(text: str, options: Sequence[str]) -> str | None:
     """The one option that the text answers with, or None.
 
-    An option is matched as a whole word, never inside one ("Based on" is not B). A single letter counts only where it
-    stands as an answer: alone, in brackets, before a mark of punctuation, or after "answer is".
+    An option is matched as a whole word, never inside one ("Based on" is not B), nor in a number ("0.95" is not 0), nor where it is
+    denied ("not toxic" is not toxic). A single letter counts only where it stands as an answer: alone, in brackets, before a
+    mark of punctuation, or after "answer is".
     """
-    found = _option(_begun(text), options)
+    text, known = text.translate(_HYPHENS), {o.translate(_HYPHENS): o for o in options}
+    found = _option(_begun(text), tuple(known))
     final = _FINAL.search(text) if found is None else None
-    return _option(text[final.end() :], options) if final else found
+    found = _option(text[final.end() :], tuple(known)) if final else found
+    return None if found is None else known[found]
 
 
 def _option(text: str, options: Sequence[str]) -> str | None:
@@ -146,6 +157,13 @@ def _option(text: str, options: Sequence[str]) -> str | None:
     return None
 
 
+_WHOLE = r"(?![\w-]|[.,][0-9])"  # nothing behind it that would make it a part
+_DENIED = re.compile(
+    r"(?:\b(?:not|non|no|never|neither|nor|cannot|without)|n['’]t)[\s*_`\"'-]+(?:(?:an?|the|very|really|at all)\s+)*$",
+    re.IGNORECASE,
+)
+
+
 def _case(option: str) -> int:
     return 0 if len(option) == 1 else re.IGNORECASE
 
@@ -154,15 +172,16 @@ def _opens(line: str, option: str) -> bool:
     lead = re.match(rf"[{re.escape(_DECOR)}]*", line)
     return bool(
         re.match(
-            rf"{re.escape(option)}(?![\w-])[*_`]*\s*(?:[).:,;\]}}]|$)", line[lead.end() if lead else 0 :], _case(option)
+            rf"{re.escape(option)}{_WHOLE}[*_`]*\s*(?:[).:,;\]}}]|$)", line[lead.end() if lead else 0 :], _case(option)
         )
     )
 
 
 def _after_is(line: str, option: str) -> bool:
     before = rf"\b(?:answer|option|choice|class|label|category)\b\s*(?:is|:|=)?\s*[{re.escape(_DECOR)}]*"
-    return bool(re.search(rf"(?i:{before}){re.escape(option)}(?![\w-])", line, _case(option)))
+    return bool(re.search(rf"(?i:{before}){re.escape(option)}{_WHOLE}", line, _case(option)))
 
 
 def _word(line: str, option: str) -> bool:
-    return len(option) > 1 and bool(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", line, re.IGNORECASE))
+    found = re.finditer(rf"(?<![\w-]){re.escape(option)}{_WHOLE}", line, re.IGNORECASE)
+    return len(option) > 1 and any(not _DENIED.search(line[: m.start()]) for m in found)

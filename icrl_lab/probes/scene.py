@@ -286,7 +286,9 @@ def replaced(one: Scene, shots: np.ndarray) -> Scene:
 def _tries(study: Study, rendered: Sequence[Rendered]) -> answers.Tries:
     fmt = study.material.format
     options = fmt.labels if fmt is not None else study.task.options
-    return answers.tries(rendered, study.llm.tokenizer, options, "" if fmt is not None else "\n")
+    return answers.tries(
+        rendered, study.llm.tokenizer, options, "" if fmt is not None else study.material.template.behind
+    )
 
 
 def _choose(order: list[int], queries: int | Sequence[int] | None) -> list[int]:

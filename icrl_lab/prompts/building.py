@@ -57,6 +57,7 @@ def build_all(
     """
     if view not in VIEWS:
         raise StudyError(f"unknown view {view!r}: {nearest(view, VIEWS)}")
+    template.shows(view)
     numbered = "number" in [n for f, n in pieces(template.query or "", template.name, FIELDS) if f]
     for queries in asked:
         if not queries:

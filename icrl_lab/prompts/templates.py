@@ -81,6 +81,8 @@ class Template:
                 )
             if what == "shot" and not {"item", "text"} & set(names):
                 raise StudyError(f"layout {self.name!r}: a shot needs {{item}} where the item or its vector stands")
+            if what == "query" and value is not None and not {"item", "text"} & set(names):
+                raise StudyError(f"layout {self.name!r}: a query needs {{item}} where the item or its vector stands")
             if what == "query" and "label" in names:
                 raise StudyError(f"layout {self.name!r}: a query cannot hold {{label}}, which is what is asked for")
         for what, needed in (("as_text", "text"), ("as_vector", "slot"), ("as_both", "slot")):
@@ -95,6 +97,35 @@ class Template:
             raise StudyError(
                 f"layout {self.name!r}: {{item}} must stand before {{label}} in a shot, or the template needs a query"
             )
+
+    @property
+    def behind(self) -> str:
+        """What stands behind a label: the rest of its shot as far as it is written out, or the separator of shots. Without white
+        space at its end, which a tokenizer gives to what follows, unless it is nothing else. In a chat an answer ends its turn: a line.
+        """
+        parts = pieces(self.shot, self.name, FIELDS)
+        label = next(i for i, part in enumerate(parts) if part == (True, "label"))
+        is_field, rest = parts[label + 1] if label + 1 < len(parts) else (False, self.separator)
+        if self.chat or is_field or not rest:
+            return "\n"
+        return rest.rstrip() or rest
+
+    def shows(self, view: str) -> None:
+        """Raise the StudyError of a layout that cannot show items in this view: a vector stands only where there is {item}, and
+        {text} would show an item's text beside or in place of it."""
+        for what in ("shot", "query"):
+            value = getattr(self, what)
+            names = [] if value is None else [name for is_field, name in pieces(value, self.name, FIELDS) if is_field]
+            if value is not None and view != "text" and "item" not in names:
+                raise StudyError(
+                    f"layout {self.name!r}: its {what} has no {{item}}, so that no vector can stand in it; write {{item}}, which "
+                    "is the text, the vector or both, as an arm asks"
+                )
+            if view == "vector" and "text" in names:
+                raise StudyError(
+                    f"layout {self.name!r}: its {what} says {{text}} and would show it to arms without text; write {{item}} alone, "
+                    "or take with_text = true"
+                )
 
     def _before_label(self) -> list[str]:
         names = [name for is_field, name in pieces(self.shot, self.name, FIELDS) if is_field]

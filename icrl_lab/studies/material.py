@@ -79,6 +79,9 @@ def check(task: Task, plan: PlanSpec) -> None:
         raise StudyError(
             f"task {task.name!r} has no text, and {needs_text[0]} needs one; name its text column or leave it out"
         )
+    template = prompts.layout(plan.layout, markers=plan.markers)
+    for with_text in plan.with_text if any(a.name != "text" for a in plan.arms) else ():
+        template.shows("both" if with_text else "vector")
     for key in ("per_token", "calibrate"):
         if getattr(plan, key) and (task.targets is not None or plan.decode != "score" or plan.queries_per_prompt > 1):
             raise StudyError(

@@ -193,8 +193,8 @@ class Study:
         """The distribution behind each prompt, over numbers or options."""
         if (fmt := self.material.format) is not None:
             return answers.score_numbers(engine, rendered, fmt, self.llm.tokenizer)
-        per_token = self.plan.per_token
-        return answers.score_options(engine, rendered, self.task.options, self.llm.tokenizer, per_token=per_token)
+        given: dict[str, Any] = {"per_token": self.plan.per_token, "end": self.material.template.behind}
+        return answers.score_options(engine, rendered, self.task.options, self.llm.tokenizer, **given)
 
     def _ask(self, engine: Engine, cell: Cell, rendered: list[Rendered], queries: int, draw: int) -> list[Any]:
         tokenizer, fmt, size = self.llm.tokenizer, self.material.format, self.plan.queries_per_prompt
@@ -217,7 +217,8 @@ class Study:
         found, start = [], 0
         for group, nothing in zip(groups, free):
             some = rendered[start : start + len(group.queries)]
-            given: dict[str, Any] = {"per_token": self.plan.per_token, "content_free": nothing}
+            given: dict[str, Any] = {"per_token": self.plan.per_token, "end": self.material.template.behind}
+            given["content_free"] = nothing
             found += answers.score_options(engine, some, self.task.options, self.llm.tokenizer, **given)
             start += len(group.queries)
         return found
