@@ -153,13 +153,26 @@ def wrap(
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")  # the sdpa of older transformers leaves the cap out, without a word
-    context = int(getattr(config, "max_position_embeddings", 0) or 2048)
-    llm = LLM(name, model.eval(), tokenizer, context, threads, _revision(model), measured or {})
+    llm = LLM(name, model.eval(), tokenizer, _context(config), threads, _revision(model), measured or {})
     if prove:
         from icrl_lab.engine.proof import prove as proof
 
         llm.proof = proof(llm)
     return llm
+
+
+def _context(config: Any) -> int:
+    """Tokens that a prompt may have. LongRoPE has other frequencies for longer prompts, chosen by the longest of a pass: as far as
+    the first hold, what a prompt answers does not depend on its company."""
+    most = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for kind in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        if kind.get("rope_type", kind.get("type")) == "longrope":
+            first = kind.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", 0
+            )
+            most = min(most, int(first or most))
+    return most
 
 
 def _read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any, Any]:

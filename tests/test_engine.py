@@ -9,6 +9,7 @@ from icrl_lab.engine.proof import plain
 from icrl_lab.engine.run import PACK
 from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
+from icrl_lab.models import wrap
 from icrl_lab.values import SLOT, Capture, Patch, Rendered
 
 NEAR = 2e-5
@@ -412,3 +413,81 @@ def test_a_gpu_out_of_memory_halves_the_pack_and_goes_on():
     assert 180 < engine.pack < 180 * 200
     assert np.abs(found[::40] - reference(llm, many[::40])).max() < NEAR
     assert np.abs(found - Engine(llm).run(many).logprobs).max() < NEAR
+
+
+# ------------------------------------------------------------------------------------------------ other families
+
+
+COMMON = dict(
+    vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+
+def of_config(name, **more):
+    """A tiny model of a family that is not among `tiny`."""
+    import transformers as tf
+
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(getattr(tf, name)(**{**COMMON, **more}))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.25)
+    return wrap(name, model, None, prove=False)
+
+
+def of_ids(llm, n, seed=1):
+    ids = np.random.default_rng(seed).integers(3, 97, n)
+    return Rendered(ids, np.zeros((0, llm.width), np.float32), (), ("x",) * n)
+
+
+def plainly(llm, prompt):
+    with torch.no_grad():
+        return llm.model(torch.tensor(prompt.ids)[None]).logits[0, -1].log_softmax(-1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("GraniteConfig", {"logits_scaling": 8.0}), ("CohereConfig", {"logit_scale": 0.0625}), ("LlamaConfig", {})],
+)
+def test_the_unembedding_has_the_models_own_scale(name, more):
+    """Families call it by many names: the last place of the stream gives the model's own answer all the same."""
+    llm = of_config(name, **more)
+    engine, prompts = Engine(llm), [of_ids(llm, n, n) for n in (9, 14, 11)]
+    run = engine.run(prompts, capture=Capture(hidden=(-1,), depths=(llm.blocks,)))
+    last = np.stack([t.hidden[0, 0] for t in run.traces])
+    assert np.abs(engine.unembed(last) - run.logprobs).max() < 1e-5
+    assert max(np.abs(plainly(llm, p) - row).max() for p, row in zip(prompts, run.logprobs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("PhimoeConfig", {"sliding_window": 40, "num_local_experts": 4}),
+        ("Llama4TextConfig", {"attention_chunk_size": 40, "head_dim": 12, "num_local_experts": 2, "intermediate_size_mlp": 64}),
+    ],
+)  # fmt: skip
+def test_a_window_that_stands_in_a_models_mask_alone_is_not_overlooked(name, more):
+    """Shorter prompts are right; a longer one, for which the window matters, is refused with the reason."""
+    llm = of_config(name, **more)
+    short = [of_ids(llm, n, n) for n in (20, 40, 33)]
+    for prompt, row in zip(short, Engine(llm).next_token(short)):
+        assert np.abs(plainly(llm, prompt) - row).max() < 5e-5
+    with pytest.raises(ModelError, match="40 tokens at most"):
+        Engine(llm).next_token([of_ids(llm, 30), of_ids(llm, 41), of_ids(llm, 60)])
+
+
+def test_the_longer_frequencies_of_longrope_are_out_of_reach():
+    """They would be chosen for a whole pack by its longest prompt."""
+    factors = {"short_factor": [1.0] * 6, "long_factor": [3.0] * 6}
+    llm = of_config(
+        "Phi3Config", rope_scaling={"rope_type": "longrope", **factors}, original_max_position_embeddings=64
+    )
+    assert llm.context == 64
+    prompts = [of_ids(llm, n, n) for n in (64, 30, 50)]
+    for prompt, row in zip(prompts, Engine(llm).next_token(prompts)):
+        assert np.abs(plainly(llm, prompt) - row).max() < 5e-5
+    with pytest.raises(DataError, match="reads 64"):
+        Engine(llm).next_token([of_ids(llm, 65)])
+    assert of_config("LlamaConfig").context == 512

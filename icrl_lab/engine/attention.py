@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 
 from icrl_lab.engine import kernels, rows
 from icrl_lab.engine.tree import Branch
+from icrl_lab.errors import ModelError
 
 NAME = "icrl_cascade"
 _current = local()
@@ -222,6 +223,11 @@ def cascade(
     window, cap = options.get("sliding_window"), options.get("softcap")
     if options.get("s_aux") is not None:
         raise NotImplementedError("attention sinks as parameters")
+    if window is None and state.layout.last >= (limit := _masked_beyond(module, layer)):
+        raise ModelError(
+            f"a {type(module).__name__} of block {layer} attends to {limit} tokens at most, which its model says in a mask alone that "
+            f"is not read here; take prompts of at most {limit} tokens, or another model"
+        )
     if state.commit:
         state.path.write(layer, state.prefix, key, value)
     out, lse = _own(state, layer, query, key, value, scale, window, cap)
@@ -246,6 +252,15 @@ def cascade(
                 state.kept_norms[layer] = rows.norms(state, layer, module, value)
     state.fired += 1
     return out.transpose(1, 2).to(query.dtype), None
+
+
+def _masked_beyond(module: Any, layer: int) -> float:
+    """Tokens after which a layer's window or chunk begins to matter, by its configuration; infinite where it has none."""
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds and layer < len(kinds) else "sliding_attention"
+    name = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}.get(kind)
+    return (getattr(config, name, None) if name else None) or math.inf
 
 
 def read() -> torch.Tensor | None:

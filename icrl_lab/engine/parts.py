@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from icrl_lab.errors import ModelError
+
+CLOSE = 0.02  # of the largest logit: what half precision may do
+_scales: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
 NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
 
@@ -73,8 +77,38 @@ def narrowed(model: Any, rows: Callable[[], torch.Tensor | None]) -> Iterator[No
 
 
 def unembed(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """(n, V) float32 logits of residual states (n, d): the final norm, the unembedding and the model's own cap."""
+    """(n, V) float32 logits of residual states (n, d): the final norm, the unembedding, the model's own scale and its cap."""
     _, norm = blocks(model)
     logits = model.get_output_embeddings()(norm(states)).float()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    scale, cap = _scale(model), _cap(model)
+    logits = logits if scale == 1.0 else logits * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _cap(model: Any) -> float | None:
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def _scale(model: Any) -> float:
+    """What the model multiplies its logits by (Granite, Cohere and others, each by a name of its own), read from a pass of its own.
+
+    ModelError where its logits are no multiple of the unembedding of its last norm.
+    """
+    if model not in _scales:
+        seen: list[torch.Tensor] = []
+        handle = blocks(model)[1].register_forward_hook(lambda module, args, out: seen.append(out))
+        ids = torch.arange(3, device=model.device)[None]
+        try:
+            own = model(input_ids=ids, use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+        if (cap := _cap(model)) is not None:
+            own = cap * torch.atanh((own / cap).clamp(-0.999, 0.999))
+        plain = model.get_output_embeddings()(seen[-1][0]).float()
+        scale = float((own * plain).sum() / plain.square().sum())
+        if not float((own - scale * plain).abs().max()) <= CLOSE * float(own.abs().max()):
+            raise ModelError(
+                f"the logits of a {type(model).__name__} are no unembedding of its last norm: no lens can be had"
+            )
+        _scales[model] = 1.0 if abs(scale - 1) < CLOSE else scale
+    return _scales[model]
