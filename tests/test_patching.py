@@ -11,6 +11,7 @@ from icrl_lab.engine import attention
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.plots import patching as plots
 from icrl_lab.plots.svg import svg
+from icrl_lab.probes import changing, coalitions
 from icrl_lab.probes import interventions as edit
 from icrl_lab.probes import patching as probe
 from icrl_lab.probes.changing import cuts, inputs
@@ -257,6 +258,27 @@ def test_cuts_and_inputs_are_what_is_done_by_hand(name):
         ]
         wanted = [float((cut if "rows" in c else put)["changed"].sel(seed=1, **c).isel(query=i)) for c in cells]
         assert np.abs(got - wanted).max() < 1e-4 and np.abs(wanted).min() > 1e-5
+
+
+def test_copies_of_a_shot_are_one_shot_whose_vectors_change_together():
+    """Every list of shots twice, as the demo writes them: no edit meets an item with itself, and none leaves a copy as it was."""
+    toy = toy_study(arms=[ARM], controls=["real", "shuffled"], with_text=False, labels="true", shots=4, repeat=2)
+    for seed in range(4):  # of every second, two copies of one shot were to be exchanged
+        found = inputs(toy, ARM, seeds=(0, 1), queries=3, draws=2, seed=seed)
+        assert (np.abs(found["changed"]).max(("seed", "query")) > 0).all()
+    one = scene(toy, ARM, queries=3, seed=0)
+    prompt, slots = one.prompts[0], coalitions.vectors(one, 0)
+    drawn = np.random.default_rng(7).permutation(4)
+    ask = lambda kind, target: changing._change(prompt, prompt, slots, kind, target, 7, 0)  # noqa: E731
+    changed = lambda p: set(np.flatnonzero(p.ids == -1)[(p.vectors != prompt.vectors).any(1)].tolist())  # noqa: E731
+    first, second, query = (set(slots[n].tolist()) for n in (*drawn[:2], 4))
+    assert len(first) == 2 and changed(ask("zero", "one shot")) == first
+    assert changed(ask("swap", "one shot")) == first | second and changed(ask("swap", "query slot")) == first | query
+    turned = ask("swap", "query slot")
+    at = lambda p, where: edit.vectors_at(p, sorted(where))  # noqa: E731
+    assert (at(turned, first) == at(prompt, query)).all() and (at(turned, query) == at(prompt, first)[:1]).all()
+    halves = ask("swap", "shot slots")
+    assert changed(halves) == set().union(*(set(s.tolist()) for s in slots[:-1]))
 
 
 def test_sizes_harms_and_what_is_beyond_the_placebo():

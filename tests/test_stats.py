@@ -562,3 +562,14 @@ def test_no_difference_is_said_to_be_larger_than_it_can_be(metric, most):
     bad = np.stack([target, rng.permutation(target)[::-1]])
     found = stats.paired(good, bad, target, metric)
     assert found.low >= -most and found.high == most
+
+
+def test_one_perfect_order_of_few_does_not_outweigh_the_others():
+    """As z = 7 it turned the sign of a mean of six. Of many values a perfect order is rare, and nothing changes."""
+    table = np.array([[-0.4, -0.4, -0.4, -0.4, -0.4, 1.0]])
+    assert stats.correlations(table).estimate > 0.5
+    found = stats.correlations(table, ranked=4)
+    assert found.estimate < 0 and found.estimate == pytest.approx(np.tanh((-5 * np.arctanh(0.4) + np.arctanh(0.9)) / 6))
+    assert stats.correlations(-table, ranked=4).estimate == pytest.approx(-found.estimate)
+    plain = np.random.default_rng(0).uniform(-0.9, 0.9, (3, 5, 8))
+    assert all(np.array_equal(a, b) for a, b in zip(stats.correlations(plain), stats.correlations(plain, ranked=20)))

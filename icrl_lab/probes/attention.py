@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ CASE_BYTES = 1.6e6
 SHARE, EVEN = "share", "times even attention"
 BOUNDS = {SHARE: (0.0, 1.0), EVEN: (0.0, np.inf)}  # where an interval of such a unit is cut off
 INTERVAL = (
-    "95 % intervals: crossed analysis of variance over seeds and queries, t distribution (rho as Fisher's z); p of follows and gain: "
+    "95 % intervals: crossed analysis of variance over seeds and queries, t distribution (rho as Fisher's z, a perfect order as half a step below 1); p of follows and gain: "
     "matching of queries with similarities, these seeds' shots as they are (Hoeffding's normal limit); q: Holm, fdr: "
     "Benjamini-Hochberg, over all heads, rows and targets"
 )
@@ -256,7 +257,7 @@ def _numbers(sums: Mapping[str, _Sum], null: str | None, top: int) -> tuple[Name
         f"{lift}, each shot",
         "times even attention",
     )
-    rho = _masked(tables["rho"], correlations)
+    rho = _masked(tables["rho"], partial(correlations, ranked=by_shot.shape[3]))
     put_effects(
         into, "rho", rho, ("control", *HEADS), "attention against encoder's similarity, over shots", "Spearman rho"
     )

@@ -19,6 +19,7 @@ import numpy as np
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import interventions as edit
 from icrl_lab.probes.arrays import Named, ci, dataset, put
+from icrl_lab.probes.coalitions import vectors
 from icrl_lab.probes.edited import (
     CROSSED,
     about,
@@ -176,7 +177,7 @@ def inputs(
         unknown = [name for name in asked if name not in known]
         if unknown:
             raise StudyError(f"there is no {unknown[0]!r} for vectors; {nearest(unknown[0], known)}")
-    if scenes[0].parts[0].shown < 2 or draws < 1:
+    if scenes[0].shots.shape[1] < 2 or draws < 1:
         raise StudyError(
             "vectors are exchanged between two shots at least, in one draw at least; take more shots or draws"
         )
@@ -217,7 +218,7 @@ def _edited(
         if depth:
             held = [edit.view(p, s[i][on_way.index(depth)]) for p, s in zip(held, before)]
         drawn = stream("inputs", seed, one.cell.seed, draw)
-        after = _change(held[0], held[1], one.parts[i], kind, target, drawn, stream("noise", seed, depth, draw))
+        after = _change(held[0], held[1], vectors(one, i), kind, target, drawn, stream("noise", seed, depth, draw))
         if np.array_equal(after.vectors, held[0].vectors):  # two items with one vector
             return None
         changed.add((kind, target))
@@ -233,18 +234,25 @@ def _edited(
     return base, found
 
 
-def _change(held: Rendered, wrong: Rendered, parts: Parts, kind: str, target: str, drawn: int, noise: int) -> Rendered:
-    """One edit of a prompt's slots (or of their states)."""
-    order = np.random.default_rng(drawn).permutation(parts.shown)
-    of = [parts.at("slot", s).tolist() for s in (*order, parts.shown)]  # shots in a drawn order, then the query
+def _change(
+    held: Rendered, wrong: Rendered, slots: Sequence[Array], kind: str, target: str, drawn: int, noise: int
+) -> Rendered:
+    """One edit of a prompt's slots (or of their states): `slots` of each shot, of all its copies together, and last of the query."""
+    *shots, query = (where.tolist() for where in slots)
+    order = np.random.default_rng(drawn).permutation(len(shots))
+    of = [*(shots[s] for s in order), query]  # shots in a drawn order, then the query
     join = lambda many: [p for where in many for p in where]  # noqa: E731
-    at = {"query slot": of[-1], "one shot": of[0], "shot slots": join(of[:-1])}[target]
+    at = {"query slot": query, "one shot": of[0], "shot slots": join(of[:-1])}[target]
     match kind:
         case "swap":
-            half = parts.shown // 2
-            a, b = {"query slot": (of[-1], of[0]), "one shot": (of[0], of[1])}.get(
-                target, (join(of[:half]), join(of[half : 2 * half]))
-            )
+            half = len(shots) // 2
+            if target == "query slot":  # the shot's copies all get the query's vector
+                new = [
+                    *edit.vectors_at(held, of[0][: len(query)]),
+                    *edit.vectors_at(held, query * (len(of[0]) // len(query))),
+                ]
+                return edit.put(held, [*query, *of[0]], np.stack(new))
+            a, b = (of[0], of[1]) if target == "one shot" else (join(of[:half]), join(of[half : 2 * half]))
             return edit.swap(held, a, b)
         case "mean":
             return edit.mean(held, at)

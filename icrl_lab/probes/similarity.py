@@ -279,7 +279,7 @@ def _influences(arrays: Named, ask: _Ask, selection: str) -> None:
             np.broadcast_to(each[None], (len(close), *each.shape)),
             np.broadcast_to(close[:, None], (len(close), *each.shape)),
         )
-        found = correlations(rho)
+        found = correlations(rho, ranked=ask.shots)
         put(arrays, name, found, dims, words, "Spearman's rho", q=adjusted(found.p))
         if len(size) > 1:
             gain = effects(rho[:, :1] - rho[:, 1:])
