@@ -167,7 +167,7 @@ def _study(spec, out: str, resume: bool) -> int:
         first, count = study.task.dropped[0], len(study.task.dropped)
         _say(
             f"{count} row{'s' * (count > 1)} left out or merged, listed in the manifest; "
-            f"the first: {'' if first.row is None else f'row {first.row + 1}, '}{first.reason}"
+            f"the first: {f'{first.place}, ' if first.place else ''}{first.reason}"
         )
     try:
         result = study.run(out, resume=resume)

@@ -380,7 +380,8 @@ def _dropped(record: Record) -> str:
     dropped = task.get("dropped", []) if isinstance(task, Mapping) else []
     intro = f"<h2>Rows left out of the data</h2>\n<p>Left out or merged: {len(dropped):,}.</p>"
     keys = ("row", "id", "column", "reason")
-    body = [[d.get(k, "") for k in keys] for d in dropped[:MOST]]
+    place = lambda d: d.get("place") or ("" if d.get("row") is None else f"row {d['row'] + 1}")  # noqa: E731
+    body = [[place(d), *(d.get(k, "") for k in keys[1:])] for d in dropped[:MOST]]
     return intro + (page.table(body, keys, wide=[3]) + _more(len(dropped)) if body else "")
 
 

@@ -35,8 +35,9 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
     labels seen where they are those of the shots in every row."""
     main = "pearson" if "pearson" in summary else "accuracy"
     error = "rmse" if "rmse" in summary else None
-    others = summary[summary["arm"] != "text"]  # which always shows the text, so that it says nothing of the study
-    varying = [c for c in CONDITIONS if c in others and others[c].astype(str).nunique() > 1]
+    others = summary[summary["arm"] != "text"]  # which always shows the text, and so says nothing of `with_text`
+    several = lambda c: (others if c == "with_text" else summary)[c].astype(str).nunique() > 1  # noqa: E731
+    varying = [c for c in CONDITIONS if c in summary and several(c)]
     more = len(more_labels(summary)) > 0
     title = {"pearson": "Pearson r [95 %]", "accuracy": "accuracy [95 %]", "rmse": f"RMSE {units}".strip()}
     header = [
@@ -110,4 +111,8 @@ def _foot(summary: pd.DataFrame) -> str:
     labels = ""
     if "gold_labels" in summary and summary["gold_labels"].notna().all() and not len(more_labels(summary)):
         labels = f" each row saw the {span(sorted(set(summary['gold_labels'].astype(int))))} labels of its shots;"
-    return f"{span(n)} predictions a row over {span(seeds)} seeds;{labels} intervals over new seeds and new items; verdicts Holm-corrected over the arms."
+    new = "new items only, which says nothing of other shots" if seeds == [1] else "new seeds and new items"
+    many = "1 seed" if seeds == [1] else f"{span(seeds)} seeds"
+    return (
+        f"{span(n)} predictions a row over {many};{labels} intervals over {new}; verdicts Holm-corrected over the arms."
+    )

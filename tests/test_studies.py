@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import icrl_lab as lab
+from icrl_lab import tables
 from icrl_lab.encoders import repeat
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.studies import Study, open_run
@@ -397,6 +398,44 @@ def test_a_layout_that_hides_the_vector_or_shows_the_text_is_refused(task, vecto
         Study(task, vectors, llm, **{**PLAN, "layout": layout, "with_text": with_text})
     if says.startswith("shot"):  # of text alone there is nothing to hide
         Study(task, vectors, llm, **{**PLAN, "layout": layout, "arms": ["text"]})
+
+
+def test_numbers_of_numpy_are_numbers(task, vectors, llm, tmp_path):
+    arms = [{"name": "random-projection", "width": np.int64(8)}, {"name": "ridge", "budget": np.int32(6)}]
+    plan = {
+        **PLAN,
+        "arms": arms,
+        "with_text": np.bool_(False),
+        "shots": np.int64(4),
+        "seeds": np.array([0, 1]).tolist(),
+    }
+    plain = {**PLAN, "arms": [{"name": "random-projection", "width": 8}, {"name": "ridge", "budget": 6}], "seeds": 2}
+    study = Study(task, vectors, llm, **plan)
+    study.run(tmp_path / "run", progress=False)
+    assert study.plan == Study(task, vectors, llm, **plain).plan
+    Study(task, vectors, llm, **plain).run(tmp_path / "run", resume=True, progress=False)  # it is the same study
+
+
+@pytest.mark.parametrize("given", [[], "array", ["array", 3], [3]])
+def test_vectors_that_are_none_are_refused_by_what_they_are(task, vectors, llm, given):
+    given = vectors.values if given == "array" else [vectors.values if g == "array" else g for g in given]
+    with pytest.raises(StudyError, match="takes Vectors"):
+        Study(task, given, llm, **PLAN)
+
+
+def test_conditions_of_the_text_arm_alone_stand_in_the_table(task, vectors, llm):
+    result = Study(
+        task, vectors, llm, **{**PLAN, "arms": ["text"], "shots": [2, 4], "labels": ["true", "permuted"]}
+    ).run(progress=False)
+    header, body = tables.rows(result.summary(), result.baselines(), "u")
+    assert {"shots", "labels"} <= set(header) and "with_text" not in header
+    assert len({tuple(row[: header.index("shots") + 2]) for row in body}) == len(body)
+
+
+def test_one_seed_claims_nothing_of_new_ones(task, vectors, llm):
+    one, three = (Study(task, vectors, llm, **{**PLAN, "seeds": n}).run(progress=False).summary() for n in (1, 3))
+    assert "over 1 seed; each" in tables.text(one) and "new items only" in tables.text(one)
+    assert "over 3 seeds;" in tables.text(three) and "new seeds and new items" in tables.text(three)
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(task, vectors, llm):

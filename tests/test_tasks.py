@@ -684,3 +684,23 @@ def test_a_task_without_items_keeps_what_the_others_are_and_on_which_side(classe
             whole.ids[p] for p in getattr(whole, side) if p not in gone
         ]
     assert (task.options, task.kind, task.units) == (whole.options, whole.kind, whole.units)
+
+
+@pytest.mark.parametrize("options", [{"n": 1e3}, {"n": "20"}, {"d": 2.5}, {"noise": "x"}, {"seed": -1}])
+def test_a_synthetic_task_of_what_is_no_number_is_a_sentence(options):
+    with pytest.raises(StudyError, match="synthetic"):
+        load_task("synthetic", **options)
+
+
+def test_a_query_fraction_that_is_no_number_is_a_sentence():
+    with pytest.raises(StudyError, match="query_fraction"):
+        load_task("synthetic", query_fraction="0.5")
+
+
+def test_a_row_left_out_is_told_as_the_user_counts(tmp_path):
+    """Also in a folder: the file and the line, not the place in what was read of it."""
+    for side, lines in (("train", "CCO,1\nCCN,2\nC1CC,3\nCCC,4"), ("test", "CO,1\nCN,2\nxx,0")):
+        (tmp_path / f"{side}.csv").write_text(f"smiles,y\n{lines}\n")
+    task = load_task(tmp_path, target="y", on_bad="drop")
+    assert {d.place for d in task.dropped} == {"train.csv row 3 (line 4)", "test.csv row 3 (line 4)"}
+    assert task.without(task.ids[0], "", "why").dropped[-1].place == ""

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,14 @@ def morgan(
 ) -> Batches:
     """(n, bits) Morgan fingerprints: 0 and 1, or counts."""
     maker = _need("rdkit.Chem.rdFingerprintGenerator").GetMorganGenerator(
-        radius=radius, fpSize=bits, includeChirality=chirality
+        radius=int(radius), fpSize=int(bits), includeChirality=chirality
     )
     row = maker.GetCountFingerprintAsNumPy if counts else maker.GetFingerprintAsNumPy
     return _rows(items, ids, batch_size, lambda mol: row(mol).astype(np.float32))
 
 
 def _morgan_space(radius: int, bits: int, counts: bool, chirality: bool) -> str:
-    if not (isinstance(radius, int) and radius >= 0 and isinstance(bits, int) and bits > 0):
+    if not (isinstance(radius, Integral) and radius >= 0 and isinstance(bits, Integral) and bits > 0):
         raise StudyError(f"encoder 'morgan': radius {radius!r} and bits {bits!r} must be whole numbers, bits above 0")
     tail = ("-counts" if counts else "") + ("-chiral" if chirality else "")
     return f"morgan/{version('rdkit', 'molecules')}/r{radius}-{bits}{tail}"

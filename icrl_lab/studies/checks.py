@@ -13,6 +13,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from icrl_lab.errors import StudyError, nearest
 
 TEXT_ARMS = ("text", "pca-text")  # arms that put no vector into the prompt
@@ -83,9 +85,9 @@ def text(value: Any) -> str:
 
 
 def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise Bad(f"must be true or false, not {show(value)}")
-    return value
+    return bool(value)
 
 
 def whole(low: int, high: int) -> Check:
@@ -191,7 +193,11 @@ def option(value: Any) -> Any:
     """A plain value of an option; what it may be is for its owner to say."""
     if isinstance(value, (list, tuple)):
         return [option(v) for v in value]
-    if isinstance(value, bool) or (isinstance(value, (str, Integral, Real)) and value == value):
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (Integral, Real)) and value == value:
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, str):
         return value
     raise Bad(f"must be a string, a number, true, false or a list of them, not {show(value)}")
 

@@ -134,6 +134,11 @@ class Material:
         check(task, plan)
         self.task, self.plan, self.llm = task, plan, llm
         given = (vectors,) if isinstance(vectors, Vectors) else tuple(vectors)
+        if not given or not all(isinstance(kind, Vectors) for kind in given):
+            what = type(vectors).__name__ if given else "none"
+            raise StudyError(
+                f"a study takes Vectors, one or several kinds of them, not {what}; make them with encode(task, ...)"
+            )
         self.kinds = tuple(kind.take(task.ids) for kind in given)  # each has its own map and its own slots
         once = [kind.once() for kind in self.kinds]  # a vector that stands in several slots counts once
         self.vectors = once[0] if len(given) == 1 else joined(once)
@@ -186,7 +191,10 @@ class Material:
         return answer.mode in {self.format.read(label) for label in shown.written}
 
     def shots(self, cell: Cell, draw: int) -> list[Shots]:
-        """The shots of each group of queries that share them: one group, unless selection or order looks at the query."""
+        """The shots of each group of queries that share them: one group, unless selection or order looks at the query.
+
+        Selection and order look at the true targets, also where labels are permuted: the same items stand in the same places.
+        """
         by_query = shots.needs_query(cell.selection), shots.needs_query(cell.order)
         groups = [(int(q),) for q in self.queries] if any(by_query) else [tuple(int(q) for q in self.queries)]
         given: dict[str, Any] = {"y": self.y, "vectors": self.vectors.values}

@@ -82,6 +82,7 @@ def load_task(
     if isinstance(made, Table):
         columns = columns_of(made, text, target, label, id, split, modality)
         rows, dropped = usable_rows(made, columns, on_bad)
+        dropped = [d if d.row is None else replace(d, place=made.places[d.row]) for d in dropped]
         task = _task(made, columns, rows, dropped, modality)
         sides = [r.side for r in rows] if columns.split is not None else None
     else:
@@ -97,7 +98,14 @@ def _bundled(name: str, seed: int, options: dict[str, Any]) -> Table | Task:
         raise StudyError(
             f"the bundled task {name!r} has no option {wrong!r}; {nearest(wrong, sorted(accepted - {'seed'}) or ['none'])}"
         )
-    return TASKS[name](**options, **({"seed": seed} if "seed" in accepted else {}))
+    given = {**options, **({"seed": seed} if "seed" in accepted else {})}
+    try:
+        return TASKS[name](**given)
+    except (TypeError, ValueError) as error:  # a whole number that is none, a word
+        if not given:
+            raise
+        told = ", ".join(f"{key} = {value!r}" for key, value in given.items())
+        raise StudyError(f"the bundled task {name!r} cannot be made with {told}: {error}") from error
 
 
 def _path(source: Any) -> Any:

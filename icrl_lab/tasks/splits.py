@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def split(
         return _given(task, how, seed)
     if how not in SPLITS:
         raise StudyError(f"split {how!r} does not exist; {nearest(how, SPLITS)}")
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, Real) or not 0 < fraction < 1:
         raise StudyError(f"query_fraction must lie between 0 and 1, not {fraction!r}")
     size = min(max(round(fraction * len(task)), 1), len(task) - 1)
     pool, queries = SPLITS[how](task, seed, size)

@@ -22,6 +22,7 @@ class Dropped:
     id: str
     column: str
     reason: str
+    place: str = ""  # the row as the user counts: "row 3 (line 4)", "train.csv row 3 (line 4)"
 
 
 @dataclass(frozen=True, eq=False)
