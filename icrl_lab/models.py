@@ -125,6 +125,8 @@ def load_llm(
         raise StudyError(f"dtype {dtype!r} is unknown; {nearest(dtype, DTYPES)}")
     if device not in ("auto", "cpu", "cuda"):
         raise StudyError(f"device {device!r} is unknown; valid: auto, cpu, cuda")
+    if threads is not None and threads < 1:
+        raise StudyError(f"threads is {threads}; it must be at least 1, or None for the fastest number")
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device here; use device='cpu'")
     device = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

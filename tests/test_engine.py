@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from icrl_lab.engine import Engine, attention, parts, products
+from icrl_lab.engine.gradients import gradient
 from icrl_lab.engine.proof import plain
 from icrl_lab.engine.run import PACK
 from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
 from icrl_lab.models import wrap
-from icrl_lab.values import SLOT, Capture, Patch, Rendered
+from icrl_lab.values import SLOT, Capture, Outcome, Patch, Rendered
 
 NEAR = 2e-5
 
@@ -491,3 +492,28 @@ def test_the_longer_frequencies_of_longrope_are_out_of_reach():
     with pytest.raises(DataError, match="reads 64"):
         Engine(llm).next_token([of_ids(llm, 65)])
     assert of_config("LlamaConfig").context == 512
+
+
+@pytest.mark.parametrize("name", ["PhiConfig", "GPTNeoXConfig"])
+def test_heads_are_told_apart_whatever_their_projection_is_called(name):
+    llm = of_config(name)
+    prompt = of_ids(llm, 12)
+    found = gradient(llm, prompt, Outcome((5, 6), target=0), [3, 11])
+    weight = parts.projection(parts.attention(parts.blocks(llm.model)[0][-1])).weight.detach().numpy()
+    # what the last block's heads write is added to the stream as it is: their slopes are the stream's, through the projection
+    slopes = found.outputs[-1].transpose(1, 0, 2).reshape(2, -1)
+    assert np.abs(slopes - found.stream[-1] @ weight).max() < 1e-5 and np.abs(slopes[1]).max() > 1e-3
+    run = Engine(llm).run([prompt], capture=Capture(rows=(-1,), norms=True))
+    assert np.isfinite(run.traces[0].norms).all() and run.traces[0].norms.max() > 0
+
+
+def test_heads_that_cannot_be_told_apart_are_a_sentence():
+    import transformers as tf
+
+    torch.manual_seed(0)
+    config = tf.GPT2Config(
+        vocab_size=97, n_embd=48, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    llm = wrap("gpt2", tf.AutoModelForCausalLM.from_config(config), None, prove=False)
+    with pytest.raises(ModelError, match="cannot be told apart"):
+        Engine(llm).run([of_ids(llm, 9)], capture=Capture(rows=(-1,), norms=True))

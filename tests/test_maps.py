@@ -596,3 +596,31 @@ def test_two_kinds_of_vectors_get_a_map_each_and_stack(pool, tokens):
     np.testing.assert_array_equal(both.values[:, 1], maps.apply(second, other).values[::-1])
     with pytest.raises(DataError, match="share a space"):
         maps.stack_slots([pool, other])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("landmarks", {"temperature": -0.2}), ("landmarks", {"landmarks": -1}), ("landmarks", {"landmarks": 2.5}), ("sinkhorn", {"targets": 0}),
+        ("sinkhorn", {"targets": -300}), ("sinkhorn", {"epsilon": 0}), ("sinkhorn", {"epsilon": float("inf")}), ("whiten", {"components": 2.5}),
+        ("random-projection", {"std": 0}), ("random-projection", {"width": "64"}), ("random-projection", {"depth": True}), ("ridge", {"alpha": -1.0}),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_of_an_option_is_refused_by_its_name(name, option, pool, tokens):
+    with pytest.raises(StudyError, match=next(iter(option))):
+        fitted(name, pool, tokens, **option)
+
+
+@pytest.mark.parametrize("dims", [0, -1, 2.5])
+def test_a_string_of_no_component_is_refused(dims, pool):
+    with pytest.raises(StudyError, match="dims"):
+        maps.pca_text(pool, pool, dims=dims)
+
+
+def test_what_is_none_by_default_may_be_said(pool, tokens):
+    for name, option in (
+        ("whiten", {"components": None}),
+        ("ridge", {"alpha": None}),
+        ("landmarks", {"landmarks": np.int64(5)}),
+    ):
+        assert fitted(name, pool, tokens, **option)[0].steps

@@ -17,7 +17,7 @@ import torch
 from icrl_lab import fetch, models
 from icrl_lab.engine import products as room
 from icrl_lab.engine.proof import plain
-from icrl_lab.errors import ModelError
+from icrl_lab.errors import ModelError, StudyError
 from icrl_lab.values import SLOT, Rendered
 
 
@@ -290,3 +290,8 @@ def test_a_gguf_file_never_runs_the_code_beside_it(tmp_path, foreign, trust):
     }
     (path.parent / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load(path, trust_remote_code=trust).width == toy.width and not mark.exists()
+
+
+def test_no_thread_at_all_is_a_sentence(tmp_path):
+    with pytest.raises(StudyError, match="threads is 0"):
+        models.load_llm(str(tmp_path), threads=0)

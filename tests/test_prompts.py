@@ -448,3 +448,28 @@ def test_refilling_is_rendering_with_other_vectors():
     tok = family("digits")
     for got, want in zip(refill(render_all(built, tok, one), two), render_all(built, tok, two)):
         assert (got.ids == want.ids).all() and (got.vectors == want.vectors).all() and got.spans == want.spans
+
+
+def test_text_that_no_piece_spells_is_text():
+    """The unknown token is special to its tokenizer, and yet stands where text does: labels are cut behind it as behind any other."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from icrl_lab import prompts
+    from tests.families import CORPUS
+
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    special = {"special_tokens": ["<unk>", "</s>"], "unk_token": "<unk>", "show_progress": False}
+    backend.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=400, **special))
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    for text in ("CC\u65e5\u672cC", "\u65e5", "C\u65e5", "C \u0130 C"):
+        for name in ("space", "arrow", "question"):
+            shots = [prompts.Example("a", "CCO", "3")]
+            prompt = prompts.build(prompts.LAYOUTS[name], shots, [prompts.Example("b", text)], view="text")
+            (rendered,) = prompts.render_all([prompt], tok)
+            assert tok.unk_token_id in rendered.ids.tolist()
+            (cut,) = prompts.cuts([rendered], tok, ["3", "5"])
+            whole = tok("".join(rendered.tokens) + "5", add_special_tokens=False)["input_ids"]
+            assert [*cut.apply(rendered).ids.tolist(), *cut.labels[1]] == whole

@@ -81,7 +81,7 @@ def gradient(llm: LLM, prompt: Rendered, outcome: Outcome, positions: Sequence[i
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(parts.hooked(llm.model, keep))
         for block in parts.blocks(llm.model)[0]:
-            handle = block.self_attn.o_proj.register_forward_pre_hook(before)
+            handle = parts.projection(parts.attention(block)).register_forward_pre_hook(before)
             stack.callback(handle.remove)
         embeds = embeddings(llm, prompt)[None].requires_grad_(True)
         value = outcomes(llm, embeds, outcome)[0]

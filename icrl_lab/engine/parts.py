@@ -27,6 +27,22 @@ def blocks(model: Any) -> tuple[list[Any], Any]:
     return list(layers), norm
 
 
+def attention(block: Any) -> Any:
+    """The attention of a block. ModelError where it cannot be found."""
+    found = next((getattr(block, name) for name in ("self_attn", "attention", "attn") if hasattr(block, name)), None)
+    if found is None:
+        raise ModelError(f"the attention of a {type(block).__name__} cannot be reached: it has no part of a known name")
+    return found
+
+
+def projection(module: Any) -> torch.nn.Linear:
+    """The layer that writes what an attention's heads have found into the stream. ModelError where there is none of a known name."""
+    for name in ("o_proj", "out_proj", "dense"):
+        if isinstance(found := getattr(module, name, None), torch.nn.Linear):
+            return found
+    raise ModelError(f"the heads of a {type(module).__name__} cannot be told apart: its output projection is not found")
+
+
 @contextmanager
 def hooked(model: Any, visit: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
     """While the model runs, `visit(depth, states)` sees the residual stream (1, tokens, d) at each of its L+1 places."""

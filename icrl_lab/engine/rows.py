@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from icrl_lab.engine.kernels import scores_of
+from icrl_lab.engine.parts import projection
 
 if TYPE_CHECKING:
     from icrl_lab.engine.attention import Pass
@@ -166,10 +167,10 @@ def norms(state: Pass, layer: int, module: Any, value) -> tuple[torch.Tensor, to
 
     |W_O^h v| = sqrt(v' G v) with G = W_O^h' W_O^h, as in Kobayashi et al. (2020), without the attention weight.
     """
-    weight = module.o_proj.weight.float()  # (d, heads * width)
+    weight = projection(module).weight.float()  # (d, heads * width)
     width = value.shape[-1]
-    parts = weight.reshape(weight.shape[0], -1, width)
-    gram = torch.einsum("dhv,dhw->hvw", parts, parts)
+    by_head = weight.reshape(weight.shape[0], -1, width)
+    gram = torch.einsum("dhv,dhw->hvw", by_head, by_head)
     group = gram.shape[0] // value.shape[1]
 
     def lengths(v: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,9 @@ map that sees no label.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,7 @@ NEEDS = {  # what beyond the pool's vectors and the embedding table a map asks f
     "random-noise": "hash_vectors",
 }
 _FIXED = ("pool", "tokens", "seed", "labels")
+_COUNTS, _SIZES = ("width", "depth", "components", "targets", "landmarks"), ("std", "epsilon", "temperature", "alpha")
 
 
 def resolve(name: str) -> str:
@@ -84,6 +87,14 @@ def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise StudyError(
                 f"slot map {name!r} has no option {key!r}; {nearest(key, known) if known else 'it takes none'}"
             )
+    for key, value in options.items():
+        if value is None and (known[key] is None or key == "components"):
+            continue
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if key in _COUNTS and not (number and isinstance(value, Integral) and int(value) >= 1):
+            raise StudyError(f"slot map {name!r}: {key} must be a whole number of at least 1, not {value!r}")
+        if key in _SIZES and not (number and 0 < value < math.inf):
+            raise StudyError(f"slot map {name!r}: {key} must be a number above 0, not {value!r}")
     return {**known, **options}
 
 

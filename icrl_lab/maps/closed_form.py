@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.maps.steps import pca
 from icrl_lab.maps.tokens import Tokens
 from icrl_lab.maps.training_free import Fitted, rows, standardiser
@@ -69,6 +71,8 @@ def _left_out_errors(x: np.ndarray, y: np.ndarray, alphas: np.ndarray, slots: in
 def fit_pca(pool: Vectors, dims: int) -> Step:
     """The pool's mean and its first `dims` principal axes; fewer where the pool spans fewer. Signs are fixed: the
     largest entry of an axis is positive."""
+    if not isinstance(dims, Integral) or dims < 1:
+        raise StudyError(f"dims must be a whole number of at least 1, not {dims!r}")
     x = rows(pool)
     mean = x.mean(0)
     _, size, axes = np.linalg.svd(x - mean, full_matrices=False)

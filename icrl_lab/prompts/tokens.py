@@ -32,7 +32,7 @@ class Plain:
     backend  the copy that writes control tokens as aliases
     table    (ids of the copy) -> id of the original, SLOT for the slot
     leaks    (ids of the copy) -> True where data must not go: a control token spelt as an ordinary piece
-    controls ids of the control tokens
+    controls ids of the control tokens, without the unknown one: text may hold what no piece spells
     alias    content of a control token -> its alias; `content` is the inverse
     prefix   ids that the tokenizer itself puts before a text (BOS), usually one or none
     """
@@ -128,7 +128,7 @@ def _copy(tokenizer: Any) -> Plain:
         backend,
         table,
         forbidden,
-        frozenset(t["id"] for t in control),
+        frozenset(t["id"] for t in control if t["content"] != unknown),
         alias,
         {a: c for c, a in alias.items()},
         prefix,

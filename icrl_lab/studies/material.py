@@ -39,7 +39,7 @@ def _blaming(arm: Arm) -> Iterator[None]:
     """A value of the wrong kind among an arm's own options is the user's, whatever the arithmetic says of it."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StudyError) as error:
         if not arm.options:
             raise
         told = ", ".join(f"{key} = {value!r}" for key, value in arm.options.items())

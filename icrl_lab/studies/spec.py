@@ -112,7 +112,7 @@ class EncoderSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """As a section of a study file; what is not said there has its default."""
-        found = {"name": self.name, "path": self.path, "options": dict(self.options)}
+        found: dict[str, Any] = {"name": self.name, "path": self.path, "options": dict(self.options)}
         found |= {"slots": self.slots if self.slots > 1 else None}
         found |= {"also": [e.name if e == EncoderSpec(e.name) else e.to_dict() for e in self.also]}
         return {key: value for key, value in found.items() if value}
