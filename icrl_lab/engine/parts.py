@@ -113,7 +113,7 @@ def _scale(model: Any) -> float:
     if model not in _scales:
         seen: list[torch.Tensor] = []
         handle = blocks(model)[1].register_forward_hook(lambda module, args, out: seen.append(out))
-        ids = torch.arange(3, device=model.device)[None]
+        ids = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 8, device=model.device).long()[None]
         try:
             own = model(input_ids=ids, use_cache=False).logits[0].float()
         finally:
@@ -121,6 +121,8 @@ def _scale(model: Any) -> float:
         if (cap := _cap(model)) is not None:
             own = cap * torch.atanh((own / cap).clamp(-0.999, 0.999))
         plain = model.get_output_embeddings()(seen[-1][0]).float()
+        if not own.any() and not plain.any():  # logits of nothing but zeros tell no scale, and have none
+            return 1.0
         scale = float((own * plain).sum() / plain.square().sum())
         if not float((own - scale * plain).abs().max()) <= CLOSE * float(own.abs().max()):
             raise ModelError(
