@@ -12,6 +12,7 @@ from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, sym
 from icrl_lab.errors import DataError, ModelError
 from icrl_lab.models import wrap
 from icrl_lab.values import SLOT, Capture, Outcome, Patch, Rendered
+from tests.conftest import tiny_llm
 
 NEAR = 2e-5
 
@@ -460,6 +461,17 @@ def test_the_unembedding_has_the_models_own_scale(name, more):
     last = np.stack([t.hidden[0, 0] for t in run.traces])
     assert np.abs(engine.unembed(last) - run.logprobs).max() < 1e-5
     assert max(np.abs(plainly(llm, p) - row).max() for p, row in zip(prompts, run.logprobs)) < 1e-5
+
+
+@pytest.mark.parametrize("larger", [0, 12, 30])
+def test_logits_near_their_cap_do_not_hide_the_scale(larger):
+    """In bfloat16, where a capped logit says little of what it was, as a trained Gemma 2 has them."""
+    llm = tiny_llm("gemma2", dtype="bfloat16")
+    with torch.no_grad():
+        parts.blocks(llm.model)[1].weight.add_(larger)
+        highest = float(llm.model(input_ids=torch.arange(5)[None]).logits.abs().max())
+        assert highest > 29.9 or not larger
+        assert parts._scale(llm.model) == 1.0
 
 
 @pytest.mark.parametrize(

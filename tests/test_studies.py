@@ -400,6 +400,14 @@ def test_a_layout_that_hides_the_vector_or_shows_the_text_is_refused(task, vecto
         Study(task, vectors, llm, **{**PLAN, "layout": layout, "arms": ["text"]})
 
 
+def test_a_layout_may_show_the_text_itself_where_text_is_asked_for(task, vectors, llm):
+    """Also with a map that looks at the labels' tokens: they are those of the plain layout."""
+    plan = {**PLAN, "arms": ["ridge"], "with_text": True}
+    own, plain = (Study(task, vectors, llm, **{**plan, "layout": x}) for x in ("{text}: {item} -> {label}", "arrow"))
+    assert own.material.tokens.label_ids == plain.material.tokens.label_ids
+    assert (own.run(progress=False).to_dataframe()["status"] == "ok").all()
+
+
 def test_numbers_of_numpy_are_numbers(task, vectors, llm, tmp_path):
     arms = [{"name": "random-projection", "width": np.int64(8)}, {"name": "ridge", "budget": np.int32(6)}]
     plan = {

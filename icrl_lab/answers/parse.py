@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 
 _HYPHENS = dict.fromkeys(map(ord, "\u2010\u2011"), "-")
-_PLAIN = str.maketrans(
-    {**dict.fromkeys("−–—‒﹣－\u2010\u2011", "-"), "＋": "+", **dict.fromkeys("\u00a0\u202f\u2009", " ")}
+_PLAIN = _HYPHENS | str.maketrans(
+    {**dict.fromkeys("−–—‒﹣－", "-"), "＋": "+", **dict.fromkeys("\u00a0\u202f\u2009", " ")}
 )
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _DECOR = "*_`$~[](){}<>\"'“”‘’|# \t"

@@ -95,7 +95,7 @@ def _npz(path: Path, among: Sequence[str] | None) -> tuple[np.ndarray, tuple[str
     if values.dtype.kind not in "fiub":
         raise DataError(f"{found[0]!r} must be numbers, not {values.dtype}")
     names = tuple(i.decode() if isinstance(i, bytes) else str(i) for i in ids.tolist())
-    if len(values.shape) < 1 or len(values) != len(names):
+    if not values.ndim or len(values) != len(names):
         return values, names, space  # is refused as it is
     rows = _among(names, among)
     return values[rows], tuple(names[r] for r in rows), space

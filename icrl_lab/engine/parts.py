@@ -118,9 +118,12 @@ def _scale(model: Any) -> float:
             own = model(input_ids=ids, use_cache=False).logits[0].float()
         finally:
             handle.remove()
-        if (cap := _cap(model)) is not None:
-            own = cap * torch.atanh((own / cap).clamp(-0.999, 0.999))
         plain = model.get_output_embeddings()(seen[-1][0]).float()
+        if (
+            cap := _cap(model)
+        ) is not None:  # near its cap a logit, in half precision above all, no longer tells what it was
+            free = own.abs() < cap / 2
+            own, plain = cap * torch.atanh(own[free] / cap), plain[free]
         if not own.any() and not plain.any():  # logits of nothing but zeros tell no scale, and have none
             return 1.0
         scale = float((own * plain).sum() / plain.square().sum())

@@ -78,8 +78,6 @@ def projector(
         sizes, std = [n_in, n_out], n_out**-0.5 if std is None else std
     else:
         width, depth = 64 if width is None else width, 3 if depth is None else depth
-        if depth < 1 or width < 1:
-            raise StudyError(f"a projector of depth {depth} and width {width} has no layer; both must be at least 1")
         sizes, std = [n_in, *[width] * (depth - 1), n_out], 0.02 if std is None else std
     rng = np.random.default_rng([seed, 1])
     steps: list[Step] = []
@@ -194,8 +192,6 @@ def whitener(
                 nothing is left of the others; 0 keeps the axes' own sizes; below 0 the first axes count for more
     components  axes kept; None keeps all
     """
-    if components is not None and components < 1:
-        raise StudyError(f"components must be at least 1, not {components}")
     first = standardiser(rows(pool))
     z = (rows(pool) - first.arrays["centre"]) * first.arrays["scale"]
     amount = shrinkage_of(z, shrinkage)

@@ -283,7 +283,8 @@ class Material:
         """The tokens of each label of the pool as they stand in a prompt: " a" is another token than "a"."""
         labels = sorted({self.written(int(p)) for p in self.task.pool})
         shot, query = prompts.Example("shot", "?", labels[0], code="?"), prompts.Example("query", "?", code="?")
-        prompt = prompts.build(self.template, [shot], [query], **self._words)
+        # both views, which any layout has that shows a vector: what stands before a label is nothing to its tokens
+        prompt = prompts.build(self.template, [shot], [query], view="both", **self._words)
         (cut,) = prompts.cuts(prompts.render_all([prompt], self.tokenizer), self.tokenizer, labels)
         return {label: list(ids) for label, ids in zip(labels, cut.labels)}
 
