@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from icrl_lab.engine import attention, parts, products
+from icrl_lab.engine import attention, generation, parts, products
 from icrl_lab.engine.capture import LIMIT, Keeper
 from icrl_lab.engine.edits import Edits
 from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
@@ -61,6 +61,27 @@ class _Job:
     def streams(self) -> bool:
         """Whether the residual stream has to be reached."""
         return self.edits.streams or (self.keeper is not None and self.keeper.streams)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Branches that follow `prefix` tokens of the path; with `commit` a single chain, put on the path itself."""
+
+    prefix: int
+    pack: list[Branch]
+    commit: bool = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pack))
+
+    def where(self) -> np.ndarray:
+        """(tokens, 2): the sequence and the position at which each token is read."""
+        return np.concatenate([b.symbol_at for b in self.pack])
+
+    def ends(self) -> list[tuple[int, int]]:
+        """The sequences that end here, and the tokens they end with."""
+        starts = np.cumsum([0, *(len(b) for b in self.pack[:-1])]).tolist()
+        return [(s, at + start) for b, start in zip(self.pack, starts) for s, at in b.ends]
 
 
 class Engine:
@@ -133,16 +154,16 @@ class Engine:
         if any(prompt.edits for prompt in prompts):
             raise DataError("an edited prompt is scored, not continued; take decode = 'score'")
         job = self._job(prompts, None, None, room=max_new_tokens)
+        how = generation.Sampling(max_new_tokens, temperature, seed, frozenset(stop_ids))
         out: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: job.symbols[i].tolist())
         with torch.inference_mode(), self._cascading():
             while order:
-                group, share = self._group(job, order)
+                group, share = generation.group(job.symbols, order)
                 order = order[len(group) :]
                 self._stretch(job, Node(0, share, group[0], group))
-                asked = (max_new_tokens, temperature, seed, frozenset(stop_ids))
                 rest = [chain(i, share, len(job.symbols[i]), [i]) for i in group]
-                self._each(rest, partial(self._decode, job, out, share, *asked))
+                self._each(rest, partial(self._continue, job, share, out, how))
         self.computed += job.computed
         self.asked += sum(len(p) + len(o) for p, o in zip(prompts, out))
         return out
@@ -192,36 +213,45 @@ class Engine:
         if node.start == 0 and node.size <= self.branch // 2:
             yield [flatten(node)]
             return
-        self._stretch(job, node)
-        small = [child for child in node.children if child.size <= self.branch]
-        if small:
-            yield [flatten(child) for child in small]
+        small = [flatten(child) for child in node.children if child.size <= self.branch]
+        if not self._stretch(job, node, small) and small:
+            yield small
         for child in node.children:
             if child.size > self.branch:
                 yield from self._walk(job, child)
 
-    def _stretch(self, job: _Job, node: Node) -> None:
-        """Put a node's keys and values on the path, in chunks, unless they stand there already."""
+    def _stretch(self, job: _Job, node: Node, after: list[Branch] | None = None) -> bool:
+        """Put a node's keys and values on the path, in chunks, unless they stand there already.
+
+        Where the last chunk and all branches `after` the node fit one pass they share it, which larger products reward; whether they did.
+        """
         path = job.symbols[node.sequence][: node.stop]
         known = shared_length(self.held, path)
         read = (job.keeper.inside(node) if job.keeper else []) + ([node.stop - 1] if node.ends else [])
         known = min([known, *read])  # what is read here must run, also when it stands on the path
         job.edits.held(path, node.sequence, known)
         self.held = self.held[:known]
+        packs = self._chunks(after or [])
+        together = False
         while known < node.stop:
             stop = min(known + self.pack, node.stop)
+            tokens = stop - known
             ends = node.ends if stop == node.stop else []
+            parts = [_Part(known, [chain(node.sequence, known, stop, ends, node.members)], commit=True)]
+            if stop == node.stop and len(packs) == 1 and tokens + sum(map(len, packs[0])) <= self.pack:
+                parts.append(_Part(stop, packs[0]))
             try:
-                self._forward(job, known, [chain(node.sequence, known, stop, ends, node.members)], commit=True)
+                self._forward(job, parts)
             except RuntimeError as error:
-                self._halve(error, stop - known)
+                self._halve(error, sum(len(part) for part in parts))
                 continue
-            known = stop
+            known, together = stop, len(parts) > 1
             self.held = path[:known]
+        return together
 
     def _packs(self, job: _Job, branches: list[Branch]) -> None:
         prefix = int(branches[0].symbol_at[0, 1])
-        self._each(branches, partial(self._forward, job, prefix))
+        self._each(branches, lambda pack: self._forward(job, [_Part(prefix, pack)]))
 
     def _each(self, branches: list[Branch], run: Callable[[list[Branch]], None]) -> None:
         """Run these branches pack by pack; after running out of memory, what is left in smaller ones."""
@@ -289,45 +319,72 @@ class Engine:
             self.model.set_attn_implementation(before)
             torch.set_num_threads(threads)
 
-    def _forward(self, job: _Job, prefix: int, pack: list[Branch], commit: bool = False) -> None:
-        where = np.concatenate([b.symbol_at for b in pack])
-        layout = attention.Layout(pack, where[:, 1].copy(), self.device)
-        state = attention.Pass(self.path, layout, prefix, self.laid_out, commit=commit)
-        starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
-        ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
-        changes = job.edits.prepare(state, pack, job.symbols) if job.edits else 0
-        marked = job.keeper.mark(state, pack, self.device) if job.keeper else None
-        logits = self._model(job, state, where, [at for _, at in ends])
-        if state.applied != changes:
-            raise RuntimeError(f"{changes} rows were to be edited and {state.applied} were")
+    def _forward(self, job: _Job, parts: Sequence[_Part]) -> None:
+        """One pass of the model over these parts, and what was asked of them is read and kept."""
+        states, rows, sequences, marked, changes = [], [], [], [], 0
+        for part in parts:
+            state = self._pass(part)
+            changes += job.edits.prepare(state, part.pack, job.symbols) if job.edits else 0
+            marked.append(job.keeper.mark(state, part.pack, self.device) if job.keeper else None)
+            ends = part.ends()
+            rows.append([at for _, at in ends])
+            sequences += [s for s, _ in ends]
+            states.append(state)
+        where = np.concatenate([part.where() for part in parts])
+        logits = self._model(job, states, where, rows)
+        if (applied := sum(state.applied for state in states)) != changes:
+            raise RuntimeError(f"{changes} rows were to be edited and {applied} were")
         job.computed += len(where)
-        if ends:
-            job.read.append(([s for s, _ in ends], self._read(logits, job.ids)))
-        if marked and job.keeper:
-            job.keeper.keep(state, marked)
+        if sequences:
+            job.read.append((sequences, self._read(logits, job.ids)))
+        for state, mark in zip(states, marked):
+            if mark and job.keeper:
+                job.keeper.keep(state, mark)
+
+    def _continue(
+        self, job: _Job, prefix: int, out: list[list[int]], how: generation.Sampling, pack: list[Branch]
+    ) -> None:
+        """Extend every branch of a pack token by token."""
+        texts = generation.Continuation(pack, self._pass(_Part(prefix, pack)), out, how)
+        while texts.going:
+            logits = self._model(job, [texts.state], texts.where, [texts.rows], texts.new)
+            job.computed += texts.tokens
+            texts.take(logits)
+
+    def _pass(self, part: _Part) -> attention.Pass:
+        layout = attention.Layout(part.pack, part.where()[:, 1].copy(), self.device)
+        return attention.Pass(self.path, layout, part.prefix, self.laid_out, commit=part.commit)
 
     def _model(
-        self, job: _Job, state: attention.Pass, where: np.ndarray, rows: list[int], new: np.ndarray | None = None
+        self,
+        job: _Job,
+        states: Sequence[attention.Pass],
+        where: np.ndarray,
+        rows: Sequence[list[int]],
+        new: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """Logits (len(rows), vocabulary) of one pack; `new` gives token ids directly while text is generated."""
+        """Logits (rows, vocabulary) of one pass, of these rows of each part; `new` gives token ids directly while text is generated."""
         embeds = (
             self._embed(job, where)
             if new is None
             else self.model.get_input_embeddings()(torch.from_numpy(new).to(self.device))
         )
-        keep = torch.as_tensor(rows or [0], device=self.device)
-        if not job.edits:
-            read = torch.tensor(sorted({*rows, *state.also}), device=self.device) if state.also else keep
-            state.read, state.last = read, self.llm.blocks - 1
-        with attention.running(state):
+        keep, start = [], 0
+        for state, some in zip(states, rows):
+            keep += [start + row for row in some]
+            start += state.layout.tokens
+            if not job.edits:
+                state.read = torch.tensor(sorted({*some, *state.also}) or [0], device=self.device)
+                state.last = self.llm.blocks - 1
+        with attention.running(*states):
             out = self.model(
                 inputs_embeds=embeds[None],
-                position_ids=state.layout.positions[None],
+                position_ids=torch.cat([state.layout.positions for state in states])[None],
                 attention_mask=None,
                 use_cache=False,
-                logits_to_keep=keep,
+                logits_to_keep=torch.tensor(keep or [0], device=self.device),
             )
-        if not state.fired:
+        if not states[0].fired:
             raise RuntimeError(f"{self.llm.name} did not call the engine's attention function")
         return out.logits[0]
 
@@ -348,55 +405,3 @@ class Engine:
         logits = logits.float()
         norm = logits.logsumexp(-1, keepdim=True)
         return (logits - norm).cpu() if ids is None else logits.index_select(-1, ids) - norm
-
-    # ------------------------------------------------------------------------------------ generation
-
-    @staticmethod
-    def _group(job: _Job, order: list[int]) -> tuple[list[int], int]:
-        """The first prompts of a sorted list that share at least half of themselves, and how much they share."""
-        first = job.symbols[order[0]]
-        group, share = [order[0]], len(first) - 1
-        for other in order[1:]:
-            common = min(shared_length(first, job.symbols[other]), len(first) - 1, len(job.symbols[other]) - 1)
-            if 2 * common < len(job.symbols[other]):
-                break
-            group.append(other)
-            share = min(share, common)
-        return group, share
-
-    def _decode(self, job, out, prefix, most, temperature, seed, stop, pack) -> None:
-        """Extend every branch of a pack token by token; a branch leaves the pack when it meets a stop id."""
-        rows = [b.ends[0][0] for b in pack]
-        for row in rows:  # a pack that was given up may have begun them
-            out[row].clear()
-        draws = {s: np.random.default_rng([seed, s]) for s in rows} if temperature > 0 else {}
-        where = np.concatenate([b.symbol_at for b in pack])
-        lengths = [len(b) for b in pack]
-        layout = attention.Layout(pack, where[:, 1].copy(), self.device)
-        own = attention.OwnCache(layout, lengths)
-        state = attention.Pass(self.path, layout, prefix, self.laid_out, own=own)
-        logits = self._model(job, state, where, (np.cumsum(lengths) - 1).tolist())
-        job.computed += len(where)
-        for step in range(most):
-            chosen = [_choose(row, temperature, draws.get(s)) for s, row in zip(rows, logits.float().cpu().numpy())]
-            going = [i for i, token in enumerate(chosen) if token not in stop]
-            for i in going:
-                out[rows[i]].append(chosen[i])
-            rows = [rows[i] for i in going]
-            if not rows or step == most - 1:
-                return
-            own.select(going)
-            positions = np.array([len(job.symbols[s]) + step for s in rows])
-            layout = attention.Layout([chain(s, 0, 1) for s in rows], positions, self.device)
-            own.step(layout)
-            state = attention.Pass(self.path, layout, prefix, self.laid_out, own=own)
-            new = np.array([chosen[i] for i in going])
-            logits = self._model(job, state, where, list(range(len(rows))), new)
-            job.computed += len(rows)
-
-
-def _choose(logits: np.ndarray, temperature: float, draw: np.random.Generator | None) -> int:
-    """The most probable token, or one sampled at `temperature` (Gumbel maximum)."""
-    if draw is None:
-        return int(logits.argmax())
-    return int((logits / temperature + draw.gumbel(size=logits.shape)).argmax())
