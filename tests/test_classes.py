@@ -85,14 +85,14 @@ def test_a_label_of_many_tokens_gains_by_its_length():
     task = replace(task, labels=tuple("no way" if label == "no" else label for label in task.labels), options=())
     plan = {**PLAN, "arms": ["zero-pad"], "controls": ["real"]}
     plain, study = (Study(task, toy_vectors(task), toy_llm(), **plan, per_token=each) for each in (False, True))
-    assert len({len(ids) for ids in study.material._label_ids().values()}) == 2
+    assert len({len(ids) for ids in study.material.fitting.label_ids().values()}) == 2
     from icrl_lab import answers
 
     cell = plain.cells()[0]
     rendered, _ = plain.material.rendered(cell, 0)
     whole = answers.score_options(plain.engine, rendered, plain.task.options, plain.llm.tokenizer)
     logp = np.array([np.log(a.probs / a.probs.sum() * a.mass) for a in whole])
-    by_option = study.material._label_ids()
+    by_option = study.material.fitting.label_ids()
     length = np.array([len(by_option[o]) for o in study.task.options])
     score = logp / length
     want = score - np.log(np.exp(score).sum(1, keepdims=True))

@@ -8,7 +8,8 @@ import pytest
 from icrl_lab import controls, maps
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.studies.cells import cells
-from icrl_lab.studies.material import Material, stream
+from icrl_lab.studies.choice import stream
+from icrl_lab.studies.material import Material
 from icrl_lab.studies.spec import plan_of
 from icrl_lab.values import Task, Vectors
 
@@ -118,7 +119,7 @@ def test_each_seed_and_draw_has_its_own_shots_order_labels_map_and_control(task,
             facts["shots"].append(tuple(group.positions[by_item].tolist()))
             for draw in (0, 1):
                 facts["order"].append(tuple(np.argsort(material.shots(cell, draw)[0].positions).tolist()))
-                facts["map"].append(material.slot_maps(cell, draw)[0].steps[0].arrays["weight"].tobytes())
+                facts["map"].append(material.fitting.slot_maps(cell, draw)[0].steps[0].arrays["weight"].tobytes())
         if (cell.arm.name, cell.control, cell.labels) == ("random-projection", "real", "permuted"):
             true = [material.written(p) for p in group.positions[by_item]]
             facts["turn"].append(tuple(true.index(group.written[i]) for i in by_item))
@@ -188,11 +189,11 @@ def test_a_label_budget_is_of_the_pool_beyond_the_shots_and_permuted_with_them(t
     for cell in every:
         (group,) = material.shots(cell, 0)
         shots = {task.ids[p]: label for p, label in zip(group.positions, group.written)}
-        found = material._budget(cell, 0)
+        found = material.fitting._budget(cell, 0)
         assert {k: found[k] for k in shots} == shots and set(found) <= pool
         budget = 20 if "budget" in cell.arm.options else 8
         assert len(found) == budget == material.gold_labels(cell)
-        assert material.slot_maps(cell, 0)[0].recipe["label_budget"] == budget
+        assert material.fitting.slot_maps(cell, 0)[0].recipe["label_budget"] == budget
         if budget == 20:
             extra[cell.seed, cell.labels] = {k: v for k, v in found.items() if k not in shots}
     for seed in range(3):
@@ -207,10 +208,10 @@ def test_a_label_budget_is_of_the_pool_beyond_the_shots_and_permuted_with_them(t
 
 def test_maps_of_text_and_of_codes_are_given_what_their_name_says(task, vectors, llm):
     material, every = make(task, vectors, llm, arms=["moments-text", "random-noise", "random-projection"])
-    assert len(material.tokens.text_ids) == len(task.pool)
+    assert len(material.fitting.tokens.text_ids) == len(task.pool)
     wanted = [llm.tokenizer(task.text[p], add_special_tokens=False)["input_ids"] for p in task.pool]
-    assert [t.tolist() for t in material.tokens.text_ids] == wanted
-    sources = {c.arm.name: material.slot_maps(c, 0)[0].source for c in every}
+    assert [t.tolist() for t in material.fitting.tokens.text_ids] == wanted
+    sources = {c.arm.name: material.fitting.slot_maps(c, 0)[0].source for c in every}
     assert sources["random-noise"].startswith("hash/") and sources["random-projection"] == "toy/1"
     twin = Material(task, Vectors(-vectors.values, task.ids, "toy/1"), llm, material.plan)
     for cell in every:
@@ -267,7 +268,7 @@ def test_a_map_of_the_shots_allows_an_order_that_depends_on_the_query(task, vect
     for cell, other in zip(every, others):
         groups = near.rendered(cell, 0)[1]
         assert len(groups) == 5 and len({frozenset(g.positions.tolist()) for g in groups}) == 1
-        a, b = (m.slot_maps(c, 0)[0].steps for m, c in ((near, cell), (plain, other)))
+        a, b = (m.fitting.slot_maps(c, 0)[0].steps for m, c in ((near, cell), (plain, other)))
         assert all(np.allclose(s.arrays[k], t.arrays[k], atol=1e-5) for s, t in zip(a, b) for k in s.arrays)
     with pytest.raises(DataError, match="no vector"):
         Material(task, vectors.take(task.ids[:50]), llm, near.plan)

@@ -50,7 +50,7 @@ def test_every_token_has_its_part(name, tokenizer, with_text):
             assert slots[s] < label < slots[s + 1]
         assert not len(parts.at("label", 8)) and len(prompt) - 1 in parts.query
         assert bool(len(parts.at("text"))) == with_text
-        vectors = study.material.slot_maps(found.cell, 0)
+        vectors = study.material.fitting.slot_maps(found.cell, 0)
         assert len(vectors) == 1 and study.task.ids[query] in found.ids
 
 

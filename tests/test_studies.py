@@ -107,7 +107,7 @@ def test_shots_and_maps_come_from_the_pool_only(task, vectors, llm):
             assert (x.positions == y.positions).all() and x.written == y.written
             assert set(x.positions.tolist()) <= pool and not set(x.positions.tolist()) & set(x.queries)
         if cell.arm.has_slots:
-            for s, t in zip(a.slot_maps(cell, 0)[0].steps, b.slot_maps(cell, 0)[0].steps):
+            for s, t in zip(a.fitting.slot_maps(cell, 0)[0].steps, b.fitting.slot_maps(cell, 0)[0].steps):
                 assert all((s.arrays[k] == t.arrays[k]).all() for k in s.arrays)
     assert a.format.values.tolist() == b.format.values.tolist()
 
@@ -404,7 +404,7 @@ def test_a_layout_may_show_the_text_itself_where_text_is_asked_for(task, vectors
     """Also with a map that looks at the labels' tokens: they are those of the plain layout."""
     plan = {**PLAN, "arms": ["ridge"], "with_text": True}
     own, plain = (Study(task, vectors, llm, **{**plan, "layout": x}) for x in ("{text}: {item} -> {label}", "arrow"))
-    assert own.material.tokens.label_ids == plain.material.tokens.label_ids
+    assert own.material.fitting.tokens.label_ids == plain.material.fitting.tokens.label_ids
     assert (own.run(progress=False).to_dataframe()["status"] == "ok").all()
 
 
@@ -518,7 +518,7 @@ def test_label_tokens_are_those_of_the_prompt(task, vectors, llm):
         (prompt, *_), (group,) = material.rendered(cell, 0)
         shown = [prompt.ids[s.start : s.stop].tolist() for s in prompt.spans if s.role == "label"]
         for written, ids in zip(group.written, shown):
-            wanted = list(material.tokens.label_ids[written])
+            wanted = list(material.fitting.tokens.label_ids[written])
             n = min(len(ids), len(wanted))  # a space before the label may stand on either side of the span
             assert ids[-n:] == wanted[-n:] and llm.tokenizer.decode(wanted).strip() == written
 
@@ -560,7 +560,7 @@ def test_two_encoders_give_two_slots_each_with_its_own_map(task, vectors, llm):
             assert all(
                 (p[::2] == f).all() for p, f in zip(pair, first)
             )  # the first kind's slots are as they were alone
-        a, b = both.slot_maps(cell, 0)
+        a, b = both.fitting.slot_maps(cell, 0)
         assert (a.source, b.source) == ("toy/1", "other/1") and a.recipe["seed"] != b.recipe["seed"]
     with pytest.raises(DataError, match="no vector"):
         Material(task, [vectors, other.take(task.ids[:9])], llm, plan)

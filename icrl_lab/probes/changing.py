@@ -38,7 +38,7 @@ from icrl_lab.probes.edited import (
 from icrl_lab.probes.scene import Parts, Scene, scene
 from icrl_lab.stats import adjusted, effects, sign_flip
 from icrl_lab.stats.metrics import Array
-from icrl_lab.studies.material import stream
+from icrl_lab.studies.choice import stream
 from icrl_lab.values import SLOT, Reading, Rendered
 
 if TYPE_CHECKING:

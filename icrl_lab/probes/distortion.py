@@ -130,7 +130,7 @@ def _raw(one: Scene) -> tuple[Array, Array]:
     """The queries' vectors before the slot map and behind it, before slots are brought to one length: two (n, ...) tables."""
     cell, material = one.cell, one.study.material
     before, after = [], []
-    for slot_map, kind in zip(material.slot_maps(cell, one.draw), material._sources(cell.arm)):
+    for slot_map, kind in zip(material.fitting.slot_maps(cell, one.draw), material.fitting.sources(cell.arm)):
         values = kind.take(one.ids).values
         path = [step for step in slot_map.steps if step.op != "norm"]
         before.append(values.reshape(len(values), -1))
@@ -141,7 +141,7 @@ def _raw(one: Scene) -> tuple[Array, Array]:
 def _layers(one: Scene) -> tuple[float, int]:
     """The width of the one random layer that would move cosines as much as this map's linear layers do one after the other
     (their variances 1/width add up; infinite without a layer), and the number of ReLUs."""
-    path = one.study.material.slot_maps(one.cell, one.draw)[0].steps
+    path = one.study.material.fitting.slot_maps(one.cell, one.draw)[0].steps
     narrow = sum(1 / step.arrays["weight"].shape[1] for step in path if step.op == "linear")
     return 1 / narrow if narrow else float("inf"), sum(step.op == "relu" for step in path)
 
@@ -177,7 +177,7 @@ def _norms(before: Array, after: Array) -> dict[str, Array]:
 
 def _tokens(one: Scene, injected: Array, seed: int) -> Named:
     """The nearest token of each slot, by cosine, beside what tokens are to one another."""
-    tokens, tokenizer = one.study.material.tokens, one.study.llm.tokenizer
+    tokens, tokenizer = one.study.material.fitting.tokens, one.study.llm.tokenizer
     table, used = tokens.embeddings, tokens.used
     ids, near = spaces.nearest_rows(injected.reshape(-1, injected.shape[-1]), table, used)
     each = near.reshape(injected.shape[:-1]).mean(-1)

@@ -1,8 +1,11 @@
 """Studies: arms x controls x conditions x seeds on one task, into one tidy table and a manifest.
 
     spec.py        a study file as a frozen value; checks.py, what its values may be; toml.py, where they stand
+    plan_checks.py whether a task can have a plan
     cells.py       the grid: which cells, in which order
-    material.py    what goes into a cell: shots, labels, fitted maps, prompts
+    choice.py      which items a cell shows and asks about, with which labels
+    fitting.py     its slot maps, fitted and applied
+    material.py    its prompts, of both
     run.py         the loop: compute, keep, resume
     comparison.py  the simple predictors on the same shots
     manifest.py    what was run, of what, on what

@@ -19,9 +19,11 @@ from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build
 from icrl_lab.errors import IcrlError, ItemError
 from icrl_lab.studies.cells import Cell, cells
+from icrl_lab.studies.choice import Shots, stream
 from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
-from icrl_lab.studies.material import Material, Shots, check, reads_text, stream
+from icrl_lab.studies.material import Material
+from icrl_lab.studies.plan_checks import check, reads_text
 from icrl_lab.studies.spec import Arm, PlanSpec, StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
 
@@ -284,7 +286,7 @@ class Study:
         predictions = self._in_order(pd.concat(frames, ignore_index=True))
         about = {**manifest(self, start), **ended(self, start)}
         simple = baseline_predictions(self, progress)
-        return StudyResult(predictions, simple, about, items_table(self), self.material.fitted(), study=self)
+        return StudyResult(predictions, simple, about, items_table(self), self.material.fitting.fitted(), study=self)
 
     def _in_order(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows in the order of the plan, however they were computed: by arm, then control, then condition and seed."""
@@ -305,7 +307,7 @@ class Study:
         for cell in self.cells():
             if cell.arm.has_slots:
                 for draw in range(cell.arm.draws):
-                    self.material.slot_maps(cell, draw)
+                    self.material.fitting.slot_maps(cell, draw)
 
 
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:

@@ -16,7 +16,7 @@ import numpy as np
 from icrl_lab.errors import DataError
 from icrl_lab.prompts import Piece, pieces
 from icrl_lab.studies.cells import Cell
-from icrl_lab.studies.material import Shots
+from icrl_lab.studies.choice import Shots
 
 if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
@@ -213,5 +213,5 @@ def _common(prompts: Sequence[Sequence[Any]]) -> int:
 def _token_norm(study: Study) -> float:
     if not any(arm.has_slots for arm in study.plan.arms):
         return float("nan")
-    table = study.material.tokens.embeddings
+    table = study.material.fitting.tokens.embeddings
     return float(np.median(np.einsum("ij,ij->i", table, table)) ** 0.5)  # a norm is monotonic in its square
