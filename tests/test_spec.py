@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from icrl_lab.errors import StudyError
 from icrl_lab.studies import toml
-from icrl_lab.studies.spec import Arm, EncoderSpec, StudySpec
+from icrl_lab.studies.sections import Arm, EncoderSpec
+from icrl_lab.studies.spec import StudySpec
 
 CONTRACT = """
 [task]                         # bundled: name = "freesolv" | "huuskonen" | ...

@@ -11,7 +11,7 @@ from icrl_lab.values import Reading
 
 if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
-    from icrl_lab.studies.spec import ProbeSpec
+    from icrl_lab.studies.sections import ProbeSpec
 
 FOLDER = "readings"
 

@@ -21,7 +21,7 @@ import numpy as np
 from icrl_lab import answers
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.studies.cells import Cell
-from icrl_lab.studies.spec import Arm
+from icrl_lab.studies.sections import Arm
 from icrl_lab.values import Outcome, Rendered
 
 if TYPE_CHECKING:

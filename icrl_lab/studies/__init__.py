@@ -1,6 +1,7 @@
 """Studies: arms x controls x conditions x seeds on one task, into one tidy table and a manifest.
 
-    spec.py        a study file as a frozen value; checks.py, what its values may be; toml.py, where they stand
+    spec.py        a study file as a frozen value; sections.py, its parts; checks.py, what a value may be; making.py, what must fit
+                   together; toml.py, where it stands
     plan_checks.py whether a task can have a plan
     cells.py       the grid: which cells, in which order
     choice.py      which items a cell shows and asks about, with which labels
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from icrl_lab.studies.result import StudyResult, open_run
     from icrl_lab.studies.run import Study, load
-    from icrl_lab.studies.spec import Arm, StudySpec
+    from icrl_lab.studies.sections import Arm
+    from icrl_lab.studies.spec import StudySpec
 
 _HOME = {
-    "Arm": "spec",
+    "Arm": "sections",
     "Study": "run",
     "StudyResult": "result",
     "StudySpec": "spec",

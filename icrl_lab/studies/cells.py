@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from icrl_lab.studies.spec import Arm, PlanSpec
+from icrl_lab.studies.sections import Arm, PlanSpec
 
 
 @dataclass(frozen=True)

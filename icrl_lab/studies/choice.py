@@ -20,7 +20,7 @@ from icrl_lab.errors import StudyError, nearest
 from icrl_lab.shots import Likeness
 from icrl_lab.studies.cells import Cell
 from icrl_lab.studies.plan_checks import check
-from icrl_lab.studies.spec import PlanSpec
+from icrl_lab.studies.sections import PlanSpec
 from icrl_lab.values import Task, Vectors
 
 NOUNS = {"molecule": "Molecule", "image": "Image", "protein": "Protein", "audio": "Sound"}

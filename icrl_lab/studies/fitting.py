@@ -14,7 +14,7 @@ from icrl_lab.encoders import repeat
 from icrl_lab.errors import StudyError
 from icrl_lab.studies.cells import Cell
 from icrl_lab.studies.choice import Choice, stream
-from icrl_lab.studies.spec import Arm
+from icrl_lab.studies.sections import Arm
 from icrl_lab.values import SlotMap, Vectors
 
 

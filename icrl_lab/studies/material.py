@@ -15,7 +15,7 @@ from icrl_lab.errors import StudyError
 from icrl_lab.studies.cells import Cell
 from icrl_lab.studies.choice import Choice, Shots, stream
 from icrl_lab.studies.fitting import Fitting
-from icrl_lab.studies.spec import Arm, PlanSpec
+from icrl_lab.studies.sections import Arm, PlanSpec
 from icrl_lab.values import Prompt, Rendered, Task, Vectors
 
 CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, after Zhao et al. 2021

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from icrl_lab import maps, prompts, shots
 from icrl_lab.errors import DataError, StudyError
-from icrl_lab.studies.spec import Arm, PlanSpec
+from icrl_lab.studies.sections import Arm, PlanSpec
 from icrl_lab.values import Task
 
 

@@ -24,7 +24,8 @@ from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
 from icrl_lab.studies.material import Material
 from icrl_lab.studies.plan_checks import check, reads_text
-from icrl_lab.studies.spec import Arm, PlanSpec, StudySpec, plan_of
+from icrl_lab.studies.sections import Arm, PlanSpec
+from icrl_lab.studies.spec import StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
 
 if TYPE_CHECKING:
