@@ -294,7 +294,7 @@ def test_out_of_memory_in_the_midst_of_a_text_halves_the_pack_and_changes_no_tex
     many = prompts(llm, tails=(5, 3, 4, 6, 2))
     whole = Engine(llm).generate(many, 7, temperature=temperature, seed=3)
     engine = Engine(llm)
-    real, calls = engine._model, [0]
+    real, calls = engine._logits, [0]
 
     def short(job, states, where, rows, new=None):
         calls[0] += 1
@@ -302,7 +302,7 @@ def test_out_of_memory_in_the_midst_of_a_text_halves_the_pack_and_changes_no_tex
             raise torch.OutOfMemoryError("out of memory")
         return real(job, states, where, rows, new)
 
-    monkeypatch.setattr(engine, "_model", short)
+    monkeypatch.setattr(engine, "_logits", short)
     assert engine.generate(many, 7, temperature=temperature, seed=3) == whole
     assert len(set(map(tuple, whole))) > 2 and engine.pack < 40
 

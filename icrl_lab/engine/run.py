@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from icrl_lab.engine import attention, generation, parts, products
+from icrl_lab.engine import attention, forward, generation, parts, products
 from icrl_lab.engine.capture import LIMIT, Keeper
 from icrl_lab.engine.edits import Edits
 from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
 from icrl_lab.errors import DataError
-from icrl_lab.values import SLOT, Capture, Rendered, Trace
+from icrl_lab.values import Capture, Rendered, Trace
 
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
@@ -175,7 +174,7 @@ class Engine:
         wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
         with torch.inference_mode():
             found = [
-                self._read(
+                forward.log_probabilities(
                     parts.unembed(self.model, torch.tensor(rows).to(self.device, self.model.dtype)), wanted
                 ).cpu()
                 for rows in np.array_split(flat, max(1, len(flat) // 256))
@@ -296,28 +295,17 @@ class Engine:
         free = 0.1 * torch.cuda.mem_get_info(self.device)[0] if cuda else min(1e9, 0.1 * products.free())
         return int(max(32, min(PACK.get(self.device.type, 512), free // token)))
 
-    # ------------------------------------------------------------------------------------ the forward pass
+    # ------------------------------------------------------------------------------------ one pass
 
     @contextmanager
     def _cascading(self, streams: bool = False) -> Iterator[None]:
-        """The model with our attention function (and, with `streams`, hooks where the residual stream is read) and the
-        measured number of threads, and as it was afterwards."""
-        before, threads = self.model.config._attn_implementation, torch.get_num_threads()
-        self.model.set_attn_implementation(attention.NAME)
-        if self.llm.threads:
-            torch.set_num_threads(self.llm.threads)
+        """The model with our attention function; a pass cut short may leave half a stretch, which is then forgotten."""
         try:
-            with (
-                parts.hooked(self.model, attention.residual) if streams else nullcontext(),
-                parts.narrowed(self.model, attention.read),
-            ):
+            with forward.cascading(self.llm, streams):
                 yield
         except BaseException:
-            self.held = self.held[:0]  # a pass cut short may have left half a stretch
+            self.held = self.held[:0]
             raise
-        finally:
-            self.model.set_attn_implementation(before)
-            torch.set_num_threads(threads)
 
     def _forward(self, job: _Job, parts: Sequence[_Part]) -> None:
         """One pass of the model over these parts, and what was asked of them is read and kept."""
@@ -331,12 +319,12 @@ class Engine:
             sequences += [s for s, _ in ends]
             states.append(state)
         where = np.concatenate([part.where() for part in parts])
-        logits = self._model(job, states, where, rows)
+        logits = self._logits(job, states, where, rows)
         if (applied := sum(state.applied for state in states)) != changes:
             raise RuntimeError(f"{changes} rows were to be edited and {applied} were")
         job.computed += len(where)
         if sequences:
-            job.read.append((sequences, self._read(logits, job.ids)))
+            job.read.append((sequences, forward.log_probabilities(logits, job.ids)))
         for state, mark in zip(states, marked):
             if mark and job.keeper:
                 job.keeper.keep(state, mark)
@@ -347,7 +335,7 @@ class Engine:
         """Extend every branch of a pack token by token."""
         texts = generation.Continuation(pack, self._pass(_Part(prefix, pack)), out, how)
         while texts.going:
-            logits = self._model(job, [texts.state], texts.where, [texts.rows], texts.new)
+            logits = self._logits(job, [texts.state], texts.where, [texts.rows], texts.new)
             job.computed += texts.tokens
             texts.take(logits)
 
@@ -355,53 +343,5 @@ class Engine:
         layout = attention.Layout(part.pack, part.where()[:, 1].copy(), self.device)
         return attention.Pass(self.path, layout, part.prefix, self.laid_out, commit=part.commit)
 
-    def _model(
-        self,
-        job: _Job,
-        states: Sequence[attention.Pass],
-        where: np.ndarray,
-        rows: Sequence[list[int]],
-        new: np.ndarray | None = None,
-    ) -> torch.Tensor:
-        """Logits (rows, vocabulary) of one pass, of these rows of each part; `new` gives token ids directly while text is generated."""
-        embeds = (
-            self._embed(job, where)
-            if new is None
-            else self.model.get_input_embeddings()(torch.from_numpy(new).to(self.device))
-        )
-        keep, start = [], 0
-        for state, some in zip(states, rows):
-            keep += [start + row for row in some]
-            start += state.layout.tokens
-            if not job.edits:
-                state.read = torch.tensor(sorted({*some, *state.also}) or [0], device=self.device)
-                state.last = self.llm.blocks - 1
-        with attention.running(*states):
-            out = self.model(
-                inputs_embeds=embeds[None],
-                position_ids=torch.cat([state.layout.positions for state in states])[None],
-                attention_mask=None,
-                use_cache=False,
-                logits_to_keep=torch.tensor(keep or [0], device=self.device),
-            )
-        if not states[0].fired:
-            raise RuntimeError(f"{self.llm.name} did not call the engine's attention function")
-        return out.logits[0]
-
-    def _embed(self, job: _Job, where: np.ndarray) -> torch.Tensor:
-        """(tokens, width) input embeddings: the model's own for tokens, the injected vectors at slots."""
-        cuts = [0, *(np.flatnonzero(np.diff(where[:, 0])) + 1).tolist(), len(where)]
-        found = np.concatenate([job.prompts[where[a, 0]].ids[where[a:b, 1]] for a, b in pairwise(cuts)])
-        slots = np.flatnonzero(found < 0)
-        embeds = self.model.get_input_embeddings()(torch.from_numpy(np.maximum(found, 0)).to(self.device))
-        if len(slots):
-            rows = [job.prompts[s].vectors[(job.prompts[s].ids[:p] == SLOT).sum()] for s, p in where[slots].tolist()]
-            embeds[torch.from_numpy(slots).to(self.device)] = torch.from_numpy(np.stack(rows)).to(embeds)
-        return embeds
-
-    @staticmethod
-    def _read(logits: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-        """float32 log-probabilities; a few stay on the device, so that a GPU need not wait for the host between packs."""
-        logits = logits.float()
-        norm = logits.logsumexp(-1, keepdim=True)
-        return (logits - norm).cpu() if ids is None else logits.index_select(-1, ids) - norm
+    def _logits(self, job: _Job, states, where, rows, new=None) -> torch.Tensor:
+        return forward.logits(self.llm, job.prompts, states, where, rows, new, narrow=not job.edits)
