@@ -325,16 +325,15 @@ def test_shots_of_each_querys_own_are_what_its_figures_are_measured_against(task
     frame = result.to_dataframe()
     assert (frame.groupby(["arm", "control", "seed"])["reference"].nunique() > 4).all()
     assert result.baselines().set_index("baseline").loc["mean", "r2"] == pytest.approx(0, abs=1e-12)
-    turned = (
-        replace(result, predictions=frame[::-1].reset_index(drop=True), _summary=None)
-        .summary()
-        .set_index(["arm", "control"])
-    )
+    turned = replace(result, predictions=frame[::-1].reset_index(drop=True)).summary().set_index(["arm", "control"])
     here = result.summary().set_index(["arm", "control"]).loc[turned.index]
     assert np.allclose(here["r2"], turned["r2"], atol=1e-9) and np.allclose(here["r2_low"], turned["r2_low"], atol=1e-6)
     failed = frame.assign(prediction=np.nan, status="no number")
-    lost = replace(result, predictions=failed, _summary=None).summary()
+    lost = replace(result, predictions=failed).summary()
     simple = result.baselines().set_index("baseline").loc["mean"]
+    result.summary()  # a table that was made for other predictions is not shown for these
+    result.predictions = failed
+    pd.testing.assert_frame_equal(result.summary(), lost)
     assert np.allclose(lost["rmse"], simple["rmse"]) and np.allclose(lost["r2"], 0, atol=1e-12)
 
 

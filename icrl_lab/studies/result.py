@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +43,7 @@ class StudyResult:
     path: Path | None = None
     study: Study | None = field(default=None, repr=False)
     record: Any = field(default=None, repr=False)
-    _summary: pd.DataFrame | None = None
-    _baselines: pd.DataFrame | None = None
+    _tables: dict[str, tuple[tuple[Any, Any], pd.DataFrame]] = field(default_factory=dict, init=False, repr=False)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of the predictions."""
@@ -52,18 +51,29 @@ class StudyResult:
 
     def summary(self) -> pd.DataFrame:
         """One row a cell: metrics with 95 % intervals over seeds and items, the difference to noise, the verdict."""
-        if self._summary is None:
-            self._summary = stats.summarise(self.predictions, self.baseline_predictions)
-        return self._summary.copy()
+        if self.record is not None and self.predictions is self.record.predictions:
+            return self.record.summary.copy()
+        return self._table("summary", lambda: stats.summarise(self.predictions, self.baseline_predictions))
 
     def baselines(self) -> pd.DataFrame:
         """One row a simple predictor, on the same shots, labels and queries, with the same intervals."""
-        if self._baselines is None:
-            assert self.baseline_predictions is not None
-            table = stats.summarise(self.baseline_predictions.rename(columns={"baseline": "arm"}))
+        if self.baseline_predictions is None:
+            return self.record.baselines.copy()
+        simple = self.baseline_predictions
+
+        def make() -> pd.DataFrame:
+            table = stats.summarise(simple.rename(columns={"baseline": "arm"}))
             keep = [c for c in table if c not in NOT_OF_BASELINES and not str(c).startswith("delta_")]
-            self._baselines = table[keep].rename(columns={"arm": "baseline"})
-        return self._baselines.copy()
+            return table[keep].rename(columns={"arm": "baseline"})
+
+        return self._table("baselines", make)
+
+    def _table(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A copy of a table, which is made once for the predictions that stand here now."""
+        of = (self.predictions, self.baseline_predictions)
+        if name not in self._tables or any(a is not b for a, b in zip(of, self._tables[name][0])):
+            self._tables[name] = (of, make())
+        return self._tables[name][1].copy()
 
     def compare(
         self,
@@ -272,10 +282,7 @@ def open_run(path: str | os.PathLike, *, live: bool = False, progress: bool | No
     record = RunFolder.read(path)
     maps = _Lazy(record)
     study = _again(record.manifest, progress) if live else None
-    return StudyResult(
-        record.predictions, None, record.manifest, record.items, maps, record.path, study,
-        record=record, _summary=record.summary, _baselines=record.baselines,
-    )  # fmt: skip
+    return StudyResult(record.predictions, None, record.manifest, record.items, maps, record.path, study, record=record)
 
 
 def _again(told: Mapping[str, Any], progress: bool | None) -> Study:
