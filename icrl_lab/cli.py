@@ -158,7 +158,7 @@ def _study(spec, out: str, resume: bool) -> int:
 
     start = time.time()
     RunFolder.refuse(out, resume)  # before a model is loaded for nothing
-    from icrl_lab.studies import load
+    from icrl_lab.studies import load, open_run
 
     study = load(spec, progress=None)
     gc.freeze()  # some 400,000 objects of libraries stay to the end; the collector need not look at them in each of its rounds
@@ -169,14 +169,16 @@ def _study(spec, out: str, resume: bool) -> int:
             f"{count} row{'s' * (count > 1)} left out or merged, listed in the manifest; "
             f"the first: {f'{first.place}, ' if first.place else ''}{first.reason}"
         )
+    refused: ProbeRefused | None = None
     try:
         result = study.run(out, resume=resume)
-    except ProbeRefused:  # the study is finished, and so is what else was asked
-        report.write(out)
-        raise
+    except ProbeRefused as error:  # the study is finished, and so is what else was asked
+        refused, result = error, open_run(out)
     page = report.write(out)
     print(tables.text(result.summary(), result.baselines(), units=study.task.units))
     _say(f"{len(study.cells())} cells in {time.time() - start:.0f} s; run folder {out}; report {page}")
+    if refused:
+        raise refused
     return 0
 
 

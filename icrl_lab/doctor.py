@@ -33,12 +33,20 @@ def checks() -> Iterator[Check]:
     for name in OPTIONAL:
         yield _package(name, False)
     for name in ONCE:
-        yield _package(name, not (cache_dir("models", "smollm2-135m") / "dense" / "done").is_file())
+        yield _package(name, not _dense())
     yield _try("device", True, _device)
     yield _try("cache", True, lambda: str(cache_dir()))
     yield _try("data", True, _data)
     yield _try("encoder", True, _encoder)
     yield _try("model", True, _model)
+
+
+def _dense() -> bool:
+    """Whether the copy of the embedded model that is loaded lies in the cache."""
+    try:
+        return (cache_dir("models", "smollm2-135m") / "dense" / "done").is_file()
+    except IcrlError:  # the check of the cache says why
+        return False
 
 
 def statistics() -> Iterator[Check]:

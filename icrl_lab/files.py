@@ -12,14 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from icrl_lab.errors import DataError
+
 
 def cache_dir(*parts: str) -> Path:
-    """The lab's folder in the user's cache (`ICRL_LAB_CACHE`, else `XDG_CACHE_HOME`, else ~/.cache), made if missing."""
-    root = os.environ.get("ICRL_LAB_CACHE")
-    if root is None:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "icrl_lab")
+    """The lab's folder in the user's cache (`ICRL_LAB_CACHE`, else `XDG_CACHE_HOME`, else ~/.cache), made if missing; DataError where
+    it cannot be made. An empty variable is as good as none."""
+    root = os.environ.get("ICRL_LAB_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "icrl_lab"
+    )
     path = Path(root, *parts)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the cache folder {path} cannot be made ({error.strerror}); set ICRL_LAB_CACHE to a folder of yours"
+        ) from error
     return path
 
 

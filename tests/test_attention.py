@@ -294,7 +294,7 @@ def test_what_cannot_be_asked_is_refused():
         attention(study, weighting="norms")
     with pytest.raises(StudyError, match="row 'slots' is unknown; did you mean 'slot'"):
         attention(study, rows=["slots"])
-    with pytest.raises(StudyError, match="at least one head"):
+    with pytest.raises(StudyError, match="top is 0; it must be a whole number, at least 1"):
         attention(study, top=0)
     with pytest.raises(StudyError, match="control 'nois' is unknown"):
         attention(study, against=["nois"])

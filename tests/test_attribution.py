@@ -238,6 +238,31 @@ def test_spans_take_in_the_whole_prompt():
     assert np.allclose(found["share"].sum("role"), 1)
 
 
+def test_a_query_and_a_seed_have_the_same_values_beside_whichever_others():
+    """What replaces a vector is the mean over all of the study's queries, and a seed's own chance goes by the seed."""
+    study = planted_study("nearest", queries=20, seeds=3)
+    q, how = study.material.queries.tolist(), {"methods": ["ig", "ablation"], "seeds": [0]}
+    one, other = attribution(study, queries=q[:4], **how), attribution(study, queries=[q[0], *q[10:13]], **how)
+    same = [found["attribution"].sel(query=study.task.ids[q[0]], by=["ig", "ablation"]) for found in (one, other)]
+    assert np.ptp(same[0].values) > 0.1 and np.abs(same[0] - same[1]).max() < 1e-5
+    given = {"methods": ["shapley"], "queries": 3}
+    alone, second = attribution(study, seeds=[2], **given), attribution(study, seeds=[0, 2], **given)
+    a, b = (found["attribution"].sel(seed=2, by=["shapley", "placebo"]) for found in (alone, second))
+    assert np.abs(a - b).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_what_no_vector_moves_is_not_ranked(family):
+    """A model that reads no vector has attributions of 1e-9, which are rounding: no order of them is a finding."""
+    found = attribution(planted_study("blind", family, queries=8, seeds=2), methods=["ig", "shapley"], queries=8)
+    vectors = ["ig", "shapley"]
+    assert not found["attribution"].sel(by=vectors).any() and not found["agreement"].sel(by="ig", other="shapley").any()
+    assert float(found["agreement_p"].sel(by="ig", other="shapley").min()) > 0.99
+    for name in ("recency_p", "nearness_p", "nearness_gain_p"):
+        assert float(found.data[name].sel(by=vectors).min()) > 0.99
+    assert found["attribution"].sel(by="leave-one-out").any()  # its label is gone with a shot
+
+
 def test_what_cannot_be_attributed_is_refused():
     study = toy_study(queries=4, label_format="two-digit", arms=["text", "zero-pad"])
     with pytest.raises(DataError, match="labels have several"):

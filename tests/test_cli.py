@@ -583,6 +583,40 @@ def test_doctor_says_what_is_there_line_by_line_and_as_json(run, light):
     assert all(check["ok"] is True for check in found if check["needed"])
 
 
+def test_a_refused_probe_does_not_hide_what_is_finished(home, run):
+    (home / "asked.toml").write_text(STUDY + '\n[probes]\nquestions = ["lens"]\nqueries = 5\n')
+    status, out, err = run("run", home / "asked.toml", "--out", "refused")
+    assert (
+        status == 2
+        and "random-projection" in out
+        and "1 of 1 questions could not be asked; lens" in err.splitlines()[-1]
+    )
+    assert "run folder refused; report" in err and Path("refused/report.html").is_file()
+
+
+@pytest.mark.parametrize("variable, below", [("XDG_CACHE_HOME", "icrl_lab"), ("ICRL_LAB_CACHE", "")])
+def test_the_cache_is_where_the_environment_says_and_an_empty_word_says_nothing(monkeypatch, tmp_path, variable, below):
+    from icrl_lab.files import cache_dir
+
+    for name in ("ICRL_LAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "icrl_lab"
+    monkeypatch.setenv(variable, str(tmp_path / "here"))
+    assert cache_dir("a") == tmp_path / "here" / below / "a" and cache_dir("a").is_dir()
+
+
+def test_doctor_says_that_there_can_be_no_cache(run, light, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ICRL_LAB_CACHE", str(tmp_path / "file"))
+    status, out, err = run("doctor")
+    assert (
+        status == 1
+        and err == ""
+        and re.search(r"NO  cache: the cache folder .*file cannot be made .*set ICRL_LAB_CACHE", out)
+    )
+
+
 def test_doctor_fails_where_the_main_job_would(run, light, monkeypatch):
     for error, says in (
         (ModelError("the model cannot be had"), "NO  model: the model cannot"),

@@ -571,6 +571,16 @@ def test_the_model_is_as_before_after_edits_and_after_errors(llama, monkeypatch)
     assert all((v == llama.model.state_dict()[k]).all() for k, v in state.items())
 
 
+@pytest.mark.parametrize("gap", [0.0, 5.0, 34.0, 36.0, 40.0, 900.0])
+def test_log_odds_have_all_their_digits_however_sure_the_model_is(gap):
+    """Of two options they are the difference of the log-probabilities; of three, against the other two together."""
+    for sign in (1, -1):
+        assert Outcome((3, 4), target=0).read(np.array([0.0, -sign * gap])) == pytest.approx(sign * gap, abs=1e-12)
+    logp = np.array([[-gap, -1.0, -2.0], [0.0, -gap, -gap]])
+    wanted = [-gap - np.logaddexp(-1, -2), gap - np.log(2)]
+    assert np.allclose(Outcome((1, 2, 9), target=0).read_all(logp), wanted, atol=1e-12)
+
+
 def test_an_edited_prompt_is_not_continued(llama):
     many = prompts(llama)
     with pytest.raises(DataError, match="edited prompt"):

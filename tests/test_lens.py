@@ -139,6 +139,33 @@ def test_the_null_of_classes_is_calibrated():
     assert abs(p.mean() - 0.55) < 2.6 * np.sqrt(0.0825 / 6)  # uniform on 0.1, 0.2, ..., 1
 
 
+def test_one_seed_is_no_test_of_real_less_noise():
+    """Out-of-fold predictions of one seed share their fits: a fifth of such p-values would be below .05 where there is nothing."""
+    for seeds, tested in ((1, False), (2, True)):
+        found = lens(toy_study(queries=20, shots=3, arms=["zero-pad"], seeds=seeds), permutations=1)
+        for name in ("gain_p", "gain_q", "unsaid_p"):
+            assert np.isfinite(found[name].values).all() == tested and np.isnan(found[name].values).all() != tested
+        assert ("not tested, for one seed" in found.about["says"][-1]) != tested
+        assert any("intervals of probes are too narrow" in limit for limit in found.about["limits"]) != tested
+
+
+def test_a_state_never_holds_less_than_what_is_said_of_it():
+    """The answer is a function of the last state: where the probe finds less, that is the probe's."""
+    from icrl_lab.probes.lens import _says
+
+    found = lens(toy_study(queries=20, shots=3, arms=["zero-pad"]), permutations=1).data.copy()
+    for gap, says in ((-0.8, "the probe finds less than the answer says"), (0.8, "holds more than it says")):
+        found["unsaid"], found["unsaid_p"] = gap, 0.001
+        assert says in _says(found)[-1]
+
+
+def test_an_interval_ends_where_its_units_do():
+    found = lens(toy_study(queries=12, shots=3, arms=["zero-pad"], seeds=2), permutations=1)
+    for name, least, most in (("gain", -2, 2), ("mass", 0, 1), ("final", -1, 1), ("unsaid", -2, 2)):
+        low, high = found[f"{name}_low"].values, found[f"{name}_high"].values
+        assert least <= low.min() and high.max() <= most and (low <= found[name].values + 1e-12).all()
+
+
 def test_an_items_own_label_does_not_reach_its_prediction():
     rng = np.random.default_rng(4)
     states, y = rng.standard_normal((31, 50)), rng.standard_normal(31)

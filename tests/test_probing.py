@@ -90,6 +90,46 @@ def test_a_question_that_is_refused_does_not_stop_the_others(tmp_path, monkeypat
     assert set(open_run(tmp_path / "run").readings()) == {"lens"}
 
 
+def test_an_option_that_cannot_be_is_refused_and_the_next_question_asked(tmp_path):
+    wrong = {"geometry": {"neighbours": "8"}, "lens": {"permutations": 4}}
+    with pytest.raises(ProbeRefused, match=r"geometry: neighbours is '8'; it must be a whole number, at least 1"):
+        study(questions=["geometry", "lens"], options=wrong).run(tmp_path / "run", progress=False)
+    assert set(open_run(tmp_path / "run").readings()) == {"lens"}
+
+
+WRONG = [
+    ("order", {"places": 0}, "places is 0"), ("order", {"squares": 0}, "squares is 0"), ("order", {"queries": []}, "queries is empty"),
+    ("order", {"permutations": 2.5}, "permutations is 2.5"), ("order", {"seeds": []}, "seeds is empty"),
+    ("order", {"queries": 0}, "queries is 0"), ("lens", {"top": True}, "top is True"), ("lens", {"seeds": [0, 0]}, "seeds has 0 twice"),
+    ("geometry", {"neighbours": 2.5}, "neighbours is 2.5"), ("patching", {"groups": []}, "groups is empty"),
+    ("patching", {"draws": 0}, "draws is 0"), ("patching", {"verify": -1}, "verify is -1"), ("attention", {"rows": "answer"}, "give a list"),
+    ("similarity", {"counts": [0, 2]}, "one of counts is 0"), ("similarity", {"counts": [2, 2]}, "counts has 2 twice"),
+    ("similarity", {"shots": 0}, "shots is 0"), ("similarity", {"orders": -1}, "orders is -1"),
+    ("similarity", {"curves": ["nearst"]}, "did you mean 'nearest'"), ("attribution", {"methods": []}, "methods is empty"),
+    ("attribution", {"steps": 2.5}, "steps is 2.5"), ("pause", {"seeds": []}, "seeds is empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("question, options, says", WRONG)
+def test_an_option_that_cannot_be_is_one_sentence(question, options, says):
+    with pytest.raises(StudyError, match=says):
+        probe(question, study(), **options)
+
+
+def test_the_further_questions_refuse_alike():
+    from icrl_lab.probes.changing import cuts, inputs
+    from icrl_lab.probes.patching import heads
+    from icrl_lab.probes.rollout import rollout
+
+    for ask, options, says in (
+        (cuts, {"rows": []}, "rows is empty"), (cuts, {"rows": ["answer", "answer"]}, "rows has 'answer' twice"),
+        (inputs, {"edits": []}, "edits is empty"), (inputs, {"draws": 0}, "draws is 0"), (rollout, {"rows": []}, "rows is empty"),
+        (heads, {"exact": ["anwser"]}, "did you mean 'answer'"), (heads, {"draws": 0}, "draws is 0"),
+    ):  # fmt: skip
+        with pytest.raises(StudyError, match=says):
+            ask(study(), **options)
+
+
 def test_few_seeds_are_told_as_a_limit():
     two = probe("lens", study(), arm="zero-pad", seeds=(0, 2), queries=12, permutations=4)
     assert any("With 2 seeds" in said for said in two.about["limits"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from icrl_lab.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -15,11 +17,22 @@ ENDS = {  # what is put behind a name -> what it is, in words
     "": "", "_low": ", 95 % interval from", "_high": ", 95 % interval to", "_p": ", p", "_q": ", p corrected over the cells",
 }  # fmt: skip
 
+BOUNDS = {  # units -> what a number of them can be at all; an interval ends there
+    "Pearson r": (-1.0, 1.0), "Spearman rho": (-1.0, 1.0), "difference of r": (-2.0, 2.0), "difference of rho": (-2.0, 2.0),
+    "share of all tokens": (0.0, 1.0),
+}  # fmt: skip
+
 
 def put(into: Named, name: str, dims: tuple[str, ...], values: Sequence[Any], words: str, units: str) -> None:
     """Adds an estimate and, as far as `values` go, the ends of its interval, its p-value and its corrected p-value."""
     for (end, what), value in zip(ENDS.items(), values):
-        into[name + end] = (dims, value, words + what, "" if end in ("_p", "_q") else units)
+        tested = end in ("_p", "_q")
+        into[name + end] = (dims, value if tested else bounded(value, units), words + what, "" if tested else units)
+
+
+def bounded(value: Any, units: str) -> Any:
+    """Numbers cut off where their units end."""
+    return np.clip(value, *BOUNDS[units]) if units in BOUNDS else value
 
 
 def xarray() -> Any:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError
-from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.arrays import BOUNDS, Named, ci, dataset
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.matching import beyond, crossed, matching, p_value
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Array, Look, look
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 ALPHA = 0.05
 CASE_BYTES = 1.6e6
 SHARE, EVEN = "share", "times even attention"
-BOUNDS = {SHARE: (0.0, 1.0), EVEN: (0.0, np.inf)}  # where an interval of such a unit is cut off
+ENDS = {SHARE: (0.0, 1.0), EVEN: (0.0, np.inf), **BOUNDS}  # where an interval of such a unit is cut off
 INTERVAL = (
     "95 % intervals: crossed analysis of variance over seeds and queries, t distribution (rho as Fisher's z, a perfect order as half a step below 1); p of follows and gain: "
     "matching of queries with similarities, these seeds' shots as they are (Hoeffding's normal limit); q: Holm, fdr: "
@@ -57,6 +58,7 @@ LIMITS = (
 Views = Mapping[str, tuple[str, str]]  # control -> arm, control of its vectors
 
 
+@checked(empty=["against"])
 def attention(
     study: Study,
     arm: str | None = None,
@@ -87,10 +89,6 @@ def attention(
     shot) is the same at every head, of the few queries `case_query` under the first seed.
     StudyError for fewer than 3 shots that could be ranked, and for unknown names; DataError for fewer than 3 queries.
     """
-    if top < 1 or cases < 1 or not rows or len(set(rows)) != len(rows):
-        raise StudyError(
-            f"top is {top}, cases {cases} and rows {tuple(rows)}; give at least one head, one case and different rows"
-        )
     seeds = tuple(study.plan.seeds if seeds is None else seeds)
     views, absent = views_of(study, arm, against, seeds[0], queries, with_text)
     sums: dict[str, _Sum] = {}
@@ -290,7 +288,7 @@ def put(
 def put_effects(
     into: Named, name: str, e: Effects, dims: tuple[str, ...], words: str, units: str, test: bool = True
 ) -> None:
-    least, most = BOUNDS.get(units, (-np.inf, np.inf))
+    least, most = ENDS.get(units, (-np.inf, np.inf))
     into[name] = (dims, e.estimate, words, units)
     into[f"{name}_low"] = (dims, np.maximum(e.low, least), f"{words}, 95 % interval from", units)
     into[f"{name}_high"] = (dims, np.minimum(e.high, most), f"{words}, 95 % interval to", units)

@@ -18,8 +18,9 @@ import numpy as np
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import coalitions, games
 from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
-from icrl_lab.probes.scene import ROLES, Scene, pick, scene
+from icrl_lab.probes.scene import ROLES, Scene, pick, scene, still
 from icrl_lab.stats import Effects, adjusted, effects
 from icrl_lab.stats.metrics import Array, spearman
 from icrl_lab.values import Reading
@@ -49,6 +50,7 @@ LIMITS = (
 )
 
 
+@checked()
 def attribution(
     study: Study,
     arm: str | None = None,
@@ -85,13 +87,13 @@ def attribution(
     dataset({}, {})  # before anything is computed
     found: dict[str, list[_Found]] = {"real": [], "noise": []}
     scenes: list[Scene] = []
-    for number, s in enumerate(seeds):
+    for s in seeds:
         for place, (control, into) in enumerate(found.items()):
             one = scene(study, chosen.label, control, with_text=with_text, seed=s, queries=queries)
             if len(one.queries) < 3:
                 raise DataError(f"{len(one.queries)} queries are too few for an interval; ask for at least 3")
             scenes += [one] if control == "real" else []
-            into.append(_look(one, methods, options, np.random.default_rng([seed, number, place])))
+            into.append(_look(one, methods, options, np.random.default_rng([seed, s, place])))
     names = [*methods, TRUTH, PLACEBO]
     first = scenes[0]
     arrays = _numbers(found, np.stack([_similarity(one) for one in scenes]), names, first.units)
@@ -115,11 +117,6 @@ def _check(arm: Any, methods: Sequence[str], options: dict[str, Any]) -> None:
     for name, value, known in asked:
         if value not in known:
             raise StudyError(f"attribution knows no {name} {value!r}; {nearest(value, known)}")
-    if not methods or len(set(methods)) != len(methods):
-        raise StudyError("attribution needs at least one method, and each once")
-    for name in ("steps", "permutations"):
-        if options[name] < 1:
-            raise StudyError(f"{name} is {options[name]}; it must be at least 1")
 
 
 # ------------------------------------------------------------------------------------------------ one scene
@@ -169,10 +166,11 @@ def _look(one: Scene, methods: Sequence[str], options: dict[str, Any], draw: np.
             by_player[method] = games.ablation(game, n, k + 1)
     if options["spans"] == "all":
         more["span"] = coalitions.by_span(one, base, options["steps"], [m for m in methods if m != "shapley"])
-    stacked = np.array([by_player[m] for m in methods])
-    truth = full[:, None] - coalitions.left_out(one)
+    more |= {name: still(more[name], full) for name in ("slot", "halves", "span") if name in more}
+    added = np.array([by_player[m] for m in methods])
+    stacked, truth = still(added, full), still(full[:, None] - coalitions.left_out(one), full)
     shots = np.concatenate([stacked[..., :k], truth[None], draw.standard_normal((1, n, k))])
-    missed = stacked.sum(-1) - more["change"]
+    missed = added.sum(-1) - more["change"]
     if "ig" in methods:  # its own forward pass has its own rounding
         missed[list(methods).index("ig")] = [p.missed for p in paths]
     return _Found(shots, stacked[..., k], missed, more)
@@ -205,7 +203,7 @@ def _numbers(found: dict[str, list[_Found]], cosine: Array, names: Sequence[str]
         "cosine",
     )
     rho = spearman(table[:, None], table[None])  # method, other, control, S, n
-    same = _rho(rho)
+    same = effects(rho)  # not as Fisher's z: of few shots many are 1, and would outweigh all others
     above = np.triu(np.ones(rho.shape[:2], bool), 1)
     q = np.full(same.p.shape, np.nan)
     q[above] = adjusted(same.p[above])
@@ -216,7 +214,7 @@ def _numbers(found: dict[str, list[_Found]], cosine: Array, names: Sequence[str]
         ("recency", np.arange(table.shape[-1], dtype=float), "size of the attribution and place in the prompt"),
     ):
         rho = spearman(np.abs(table), np.broadcast_to(other, table.shape))
-        found_rho, gain = _rho(rho), effects(rho[:, 0] - rho[:, 1])
+        found_rho, gain = effects(rho), effects(rho[:, 0] - rho[:, 1])
         q = np.full(found_rho.p.shape, np.nan)
         q[:-1] = adjusted(found_rho.p[:-1])  # the placebo asks no question
         put(arrays, name, found_rho, cells, words, "Spearman rho", q=q)
@@ -239,19 +237,13 @@ def _numbers(found: dict[str, list[_Found]], cosine: Array, names: Sequence[str]
     return arrays | _further(found, get, units)
 
 
-def _rho(table: Array) -> Effects:
-    """The mean of rank correlations (..., S, n). Not as Fisher's z: of few shots many are 1, and would outweigh all others."""
-    found = effects(table)
-    return found._replace(low=np.maximum(found.low, -1), high=np.minimum(found.high, 1))
-
-
 def _further(found: dict[str, list[_Found]], get: Any, units: str) -> Named:
     """What there is of some methods only: Shapley's values against themselves, slots of an item, spans."""
     more = found["real"][0].more
     arrays: Named = {}
     if "halves" in more:
         halves = get(lambda f: f.more["halves"])  # control, S, half, n, k
-        same = _rho(spearman(halves[:, :, 0], halves[:, :, 1]))
+        same = effects(spearman(halves[:, :, 0], halves[:, :, 1]))
         put(
             arrays,
             "reliability",

@@ -19,6 +19,7 @@ import numpy as np
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import interventions as edit
 from icrl_lab.probes.arrays import Named, ci, dataset, put
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.coalitions import vectors
 from icrl_lab.probes.edited import (
     CROSSED,
@@ -51,6 +52,7 @@ COLUMNS = ("shot slots", "shot texts", "shot labels", "query slot")
 CHANGED = f"{CROSSED}; p: signs of each query's (edit less placebo) flipped; q: Holm"
 
 
+@checked(windows=0)
 def cuts(
     study: Study,
     arm: str | None = None,
@@ -148,6 +150,7 @@ def _neutral(parts: Parts, column: str) -> list[int]:
 # ------------------------------------------------------------------------------------------------ other vectors
 
 
+@checked()
 def inputs(
     study: Study,
     arm: str | None = None,
@@ -177,10 +180,8 @@ def inputs(
         unknown = [name for name in asked if name not in known]
         if unknown:
             raise StudyError(f"there is no {unknown[0]!r} for vectors; {nearest(unknown[0], known)}")
-    if scenes[0].shots.shape[1] < 2 or draws < 1:
-        raise StudyError(
-            "vectors are exchanged between two shots at least, in one draw at least; take more shots or draws"
-        )
+    if scenes[0].shots.shape[1] < 2:
+        raise StudyError("vectors are exchanged between two shots at least; take more shots")
     deep = depths_of(study, depths)
     jobs = [(s, e, t, d, k) for s in (False, True) for e in edits for t in targets for d in deep for k in range(draws)]
     found = [_edited(study, one, jobs, deep, with_text, seed) for one in scenes]

@@ -37,13 +37,14 @@ def spans(one: Scene, number: int) -> dict[tuple[int, int], Array]:
 
 
 def baselines(one: Scene, baseline: str) -> list[Array]:
-    """For each query (T, d), what each token is replaced by: at slots the mean of the cell's slots, elsewhere the mean token;
-    or zero everywhere."""
+    """For each query (T, d), what each token is replaced by: at slots the mean of the cell's slots, those of all of the study's
+    queries, elsewhere the mean token; or zero everywhere."""
     width = one.study.llm.width
     if baseline == "zero":
         return [np.zeros((len(prompt), width), np.float32) for prompt in one.prompts]
     items: dict[str, Array] = {}
-    for prompt in one.prompts:
+    every, _ = one.study.material.rendered(one.cell, one.draw)  # whichever queries were asked for
+    for prompt in every:
         row = np.cumsum(prompt.ids == SLOT) - 1
         items |= {s.item: prompt.vectors[row[s.start : s.stop]] for s in prompt.spans if s.role == "slot"}
     slot = np.mean(list(items.values()), 0)  # w, d

@@ -5,13 +5,14 @@ A Reading of the question "geometry", and `maps_table`, which has several slot m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.maps import steps
+from icrl_lab.maps.training_free import ACTIVATIONS
 from icrl_lab.probes import spaces
 from icrl_lab.probes.arrays import Named, ci, put
 from icrl_lab.probes.clouds import Found, about, dataset, encoder_of, grid, scenes_of, slots_of
@@ -97,16 +98,16 @@ def of_slots(found: Found, seed: int) -> Named:
     injected = grid({key: slots_of(scene) for key, scene in found.items()})  # control, seed, n, slots, d
     own, grams = spaces.gram(encoder_of(one)), spaces.gram(injected.reshape(*injected.shape[:3], -1))
     before, after = (np.stack(x) for x in zip(*(_raw(scene) for scene in real)))
-    width, relus = _layers(one)
+    width, theory_of = _layers(one)
     bound = spaces.concentration(width, DELTA)
     out: Named = {}
     sides = np.broadcast_to(own, grams.shape[1:])
-    put_measures(out, MAPPED, ("control",), partial(_cosines, bound=bound, relus=relus), (grams, own))
+    put_measures(out, MAPPED, ("control",), partial(_cosines, bound=bound, theory=theory_of), (grams, own))
     put_measures(out, MAPPED, (), lambda g: {"cosine_before": spaces.mean_cosine(g)}, (sides,))
     put_measures(out, MAPPED, (), _norms, (spaces.gram(before), spaces.gram(after)))
     i, j = np.triu_indices(len(own), 1)
     rho = np.linspace(-1, 1, 81)
-    theory = spaces.relu_cosine(rho, relus)
+    theory = theory_of(rho)
     curve = "cosine after a wide random map with this map's activations"
     out |= {
         "encoder_cosine": (("pair",), spaces.pairs(spaces.cosines(own)), "cosine of the encoder's vectors", "cosine"),
@@ -138,21 +139,29 @@ def _raw(one: Scene) -> tuple[Array, Array]:
     return np.concatenate(before, 1), np.concatenate(after, 1)
 
 
-def _layers(one: Scene) -> tuple[float, int]:
+def _layers(one: Scene) -> tuple[float, Callable[[Array], Array]]:
     """The width of the one random layer that would move cosines as much as this map's linear layers do one after the other
-    (their variances 1/width add up; infinite without a layer), and the number of ReLUs."""
+    (their variances 1/width add up; infinite without a layer), and what theory takes a cosine to."""
     path = one.study.material.fitting.slot_maps(one.cell, one.draw)[0].steps
     narrow = sum(1 / step.arrays["weight"].shape[1] for step in path if step.op == "linear")
-    return 1 / narrow if narrow else float("inf"), sum(step.op == "relu" for step in path)
+    bends = [step.op for step in path if step.op in ACTIVATIONS]
+    theory = partial(spaces.relu_cosine, layers=len(bends)) if set(bends) <= {"relu"} else _unknown
+    return 1 / narrow if narrow else float("inf"), theory
 
 
-def _cosines(gram: Array, own: Array, bound: float, relus: int) -> dict[str, Array]:
+def _unknown(rho: Array) -> Array:
+    """Where cosines go under GELU or tanh depends on how long the vectors are: there is no curve."""
+    return np.full(np.shape(rho), np.nan)
+
+
+def _cosines(gram: Array, own: Array, bound: float, theory: Callable[[Array], Array]) -> dict[str, Array]:
     """How slots' cosines follow the encoder's."""
     x, y = spaces.pairs(spaces.cosines(own)), spaces.pairs(spaces.cosines(gram))
     dx, dy = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
     sx, sy, both = (dx**2).mean(-1), (dy**2).mean(-1), (dx * dy).mean(-1)
     some = (sx > 1e-14) & (sy > 1e-14)
-    near = np.abs(y - spaces.relu_cosine(x, relus)) <= bound + 1e-6
+    away = np.abs(y - theory(x))
+    near = np.where(np.isnan(away), np.nan, away <= bound + 1e-6)
     return {
         "cosine_after": y.mean(-1),
         "cosine_correlation": np.where(some, both / np.sqrt(np.where(some, sx * sy, 1.0)), np.nan),
@@ -214,13 +223,16 @@ def _word(tokenizer: Any, token: int) -> str:
 
 def says_of_slots(data: xr.Dataset) -> list[str]:
     real, noise = {"control": "real"}, {"control": "noise"}
-    among, inside = float(data["token_to_token"].mean()), ci(data, "cosine_within", **real)
+    among, known = float(data["token_to_token"].mean()), np.isfinite(data["theory"]).all()
+    inside = (
+        f"Of the pairs, {ci(data, 'cosine_within', **real)} lie within theory's bound of {float(data['bound']):.2f}"
+        if known else "Theory has no bound for the activations of this map"
+    )  # fmt: skip
     return [
         f"The slot map takes a mean cosine of {ci(data, 'cosine_before')} to {ci(data, 'cosine_after', **real)}; over pairs, cosines "
         f"before and after correlate at {ci(data, 'cosine_correlation', **real)} (noise vectors: "
         f"{ci(data, 'cosine_correlation', **noise)}), with slope {ci(data, 'cosine_slope', **real)}.",
-        f"Of the pairs, {inside} lie within theory's bound of {float(data['bound']):.2f}; norms behind the map over norms before it "
-        f"vary by {float(data['norm_spread']):.1%}.",
+        f"{inside}; norms behind the map over norms before it vary by {float(data['norm_spread']):.1%}.",
         f"A slot's cosine to its nearest token is {ci(data, 'token_cosine', **real)} (noise vectors: "
         f"{ci(data, 'token_cosine', **noise)}; a random token to its nearest other: {among:.2f}).",
     ]

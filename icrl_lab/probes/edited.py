@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
-from icrl_lab.probes.scene import Parts, Scene, pick, scene
+from icrl_lab.probes.scene import Parts, Scene, pick, scene, still
 from icrl_lab.stats import Effects, effects
 from icrl_lab.stats.metrics import Array
 from icrl_lab.values import Capture, Rendered
@@ -122,7 +122,7 @@ def pairs_of(study: Study, arm: str | None, corrupted: str, seeds: Sequence[int]
                 f"the control {corrupted!r} has other tokens; corrupt with 'shuffled', 'noise' or 'shared'"
             )
         found.append(Pair(one, two, one.read(), two.read()))
-    if all(np.array_equal(p.clean, p.dirty) for p in found):
+    if not any(still(p.dirty - p.clean, p.clean).any() for p in found):
         raise DataError(f"corrupted by {corrupted!r}, every outcome is what it was: there is nothing to restore")
     return found
 
@@ -163,7 +163,7 @@ def changes(
         if some:
             at = tuple(np.array([(j, i) for j, i, _ in some]).T)
             out[at] = one.read([prompt for *_, prompt in some], at[1].tolist())
-    return out - base
+    return still(out - base, base)
 
 
 def sizes(table: Array) -> Effects:

@@ -19,6 +19,7 @@ import numpy as np
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import spaces
 from icrl_lab.probes.arrays import Named, ci
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.clouds import Points, about, dataset, grid, label_of, points, scenes_of
 from icrl_lab.probes.distortion import of_slots, says_of_slots
 from icrl_lab.probes.jackknife import put_measures
@@ -52,6 +53,7 @@ LIMITS = (
 )
 
 
+@checked(empty=["methods"])
 def geometry(
     study: Study,
     arm: str | None = None,

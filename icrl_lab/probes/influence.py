@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError
-from icrl_lab.probes.scene import Scene, arranged
+from icrl_lab.probes.scene import Scene, arranged, still
 from icrl_lab.stats.metrics import Array
 
 TOGETHER = 1024  # prompts that are rendered and run in one call
@@ -72,12 +72,7 @@ def influence(one: Scene, orders: Array | None = None, positions: Array | None =
     full = read_orders(one, orders)
     less = np.array([np.delete(order, p) for order in orders for p in positions])
     without = read_orders(one, less).reshape(len(orders), len(positions), n)
-    return _still(full[:, :, None] - without.transpose(0, 2, 1), full), full
-
-
-def _still(change: Array, beside: Array) -> Array:
-    """Changes with those set to zero that are rounding: what no order can move would else lean by 1e-8, and significantly so."""
-    return np.where(np.abs(change) > 1e-6 * np.abs(beside).max(), change, 0.0)
+    return still(full[:, :, None] - without.transpose(0, 2, 1), full), full
 
 
 def read_orders(one: Scene, orders: Array) -> Array:
@@ -108,7 +103,7 @@ def lean(outcomes: Array, labels: Array) -> Array:
     Over all orders the slopes of an answer that is a weighted sum of labels by position are w_p minus the mean of the other
     weights: they say where an order's end pulls more than its beginning, and are 0 for whatever cannot see order.
     """
-    y = _still(outcomes - outcomes.mean(0), outcomes)
+    y = still(outcomes - outcomes.mean(0), outcomes)
     x = labels - labels.mean(0)
     above, below = (y[:, :, None] * x).sum(0), (x**2).sum(0)
     return np.divide(above, below, out=np.zeros_like(above), where=below > 1e-12).T

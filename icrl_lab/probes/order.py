@@ -19,6 +19,7 @@ import numpy as np
 from icrl_lab import shots as room
 from icrl_lab.probes import beside
 from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import Square, influence, lean, permutations, read_orders, square, trend, weights
 from icrl_lab.probes.scene import Scene, arranged, scene
@@ -42,6 +43,7 @@ LIMITS = (
 )
 
 
+@checked(empty=["controls"], permutations=2, places=2)
 def order(
     study: Study,
     arm: str | None = None,

@@ -19,6 +19,7 @@ import numpy as np
 
 from icrl_lab.probes import interventions as edit
 from icrl_lab.probes.arrays import Named, ci, dataset, put
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.edited import (
     CROSSED,
     GROUPS,
@@ -58,6 +59,7 @@ LIMITS = (
 SELECTED = "Cells that were verified are those with the largest gradients: their intervals do not allow for the choice."
 
 
+@checked(verify=0)
 def patching(
     study: Study,
     arm: str | None = None,
@@ -110,6 +112,7 @@ def patching(
     return Reading("patching", data, {**told, "says": _says_restored(data, corrupted, first.units)})
 
 
+@checked(empty=["exact"], verify=0)
 def heads(
     study: Study,
     arm: str | None = None,
@@ -135,11 +138,12 @@ def heads(
     pairs = pairs_of(study, arm, corrupted, seeds, queries=queries, with_text=with_text)
     first = pairs[0].real
     names, _ = groups_of(first, groups, groups)
+    exact, _ = groups_of(first, exact, exact)
     shape = (len(names), study.llm.blocks, study.llm.heads)
     total = np.stack([pair.clean - pair.dirty for pair in pairs])
     gradient = _one_token(first)
     chosen = np.ones(shape, bool)
-    whole = np.isin(names, list(exact)) if gradient else np.ones(len(names), bool)
+    whole = np.isin(names, exact) if gradient else np.ones(len(names), bool)
     if gradient:
         slopes = np.stack([_slopes(pair, names, True) for pair in pairs], -2)
         size = np.where(whole[:, None, None], -1.0, np.abs(slopes).mean((-1, -2)))

@@ -25,6 +25,7 @@ import numpy as np
 
 from icrl_lab.errors import StudyError
 from icrl_lab.probes.arrays import dataset
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import METHOD, truth, used
 from icrl_lab.probes.interventions import cut, decoys
 from icrl_lab.probes.scene import Scene, pick, scene
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 FRAME = ("template", "marker", "question")  # tokens that are of no item: a placebo takes some of them away
 
 
+@checked()
 def pause(
     study: Study,
     arm: str | None = None,

@@ -15,6 +15,8 @@ from icrl_lab.probes.edited import sizes
 from icrl_lab.stats import Effects, correlations, effects
 from icrl_lab.stats.metrics import Array
 
+ROUNDING = 1e-5  # of the largest difference: what the engine promises of a logit
+
 
 class Restored(NamedTuple):
     """Of each cell (...): the restored share with its interval and p-values; `effect` is the mean size of what the patch did."""
@@ -56,7 +58,10 @@ def _turned(patch: Array, total: Array, draws: int, seed: int) -> tuple[Array, A
     found = patch.reshape(len(patch), -1) @ turned
     away = found - (patch.sum(-1) @ total.mean(-1))[:, None]
     sd = away[:, 1:].std(1)
-    some = sd > 1e-9 * (np.abs(patch).sum((-1, -2)) * np.abs(total).max())
+    # what no query's outcome shows within the engine's rounding is nothing, whichever order it has
+    some = (np.abs(patch).max((-1, -2)) > ROUNDING * np.abs(total).max()) & (
+        sd > 1e-9 * (np.abs(patch).sum((-1, -2)) * np.abs(total).max())
+    )
     z = np.abs(away) / np.where(some, sd, np.inf)[:, None]
     least = z[:, :1] - 1e-9
     p, q = ((1 + (null >= least).sum(1)) / (1 + draws) for null in (z[:, 1:], z[:, 1:].max(0)[None]))

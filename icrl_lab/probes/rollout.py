@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from icrl_lab.probes.arrays import Named, dataset
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.attention import INTERVAL, WHERE, about_of, percent, put, seen, views_of
 from icrl_lab.probes.scene import Scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Look, captured, reduced
@@ -34,6 +35,7 @@ WORDS = {
 }
 
 
+@checked(empty=["against"])
 def rollout(
     study: Study,
     arm: str | None = None,

@@ -37,6 +37,12 @@ def run_all(study: Study, asked: ProbeSpec, folder: Path, progress: bool | None 
             except IcrlError as error:  # the questions that come after it are asked all the same
                 refused.append(f"{question}: {error}")
                 continue
+            except (TypeError, ValueError) as error:
+                if not options:
+                    raise
+                given = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+                refused.append(f"{question}: it cannot be asked with {given}: {error}")
+                continue
             kept = Reading(made.question, made.data, {**made.about, "asked": told})
             kept.save(path)
         found[question] = kept

@@ -236,6 +236,12 @@ def scene(
     return Scene(study, cell, draw, np.array(order_of)[keep], np.array([shots_of[i] for i in keep]), found)
 
 
+def still(change: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    """Changes of outcomes with those set to zero that are rounding, beside the outcomes themselves: what nothing can move would
+    else lean by 1e-8, and significantly so."""
+    return np.where(np.abs(change) <= 1e-6 * np.abs(beside).max(), 0.0, change)  # NaN stays
+
+
 def arranged(
     one: Scene, rows: Sequence[Sequence[int]] | np.ndarray, of: Sequence[int] | np.ndarray | None = None
 ) -> Scene:

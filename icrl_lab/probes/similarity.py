@@ -21,6 +21,7 @@ from icrl_lab import shots as room
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import beside
 from icrl_lab.probes.arrays import Named, dataset, tell
+from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import influence, read_orders
 from icrl_lab.probes.scene import Scene, pick, scene
@@ -63,9 +64,12 @@ class _Ask:
         label, control = self.views[name]
         text = None if name == "text" else self.with_text
         given: dict[str, Any] = {"queries": self.queries, "order": self.order, "with_text": text, "seed": seed}
-        return scene(self.study, label, control, selection=selection, shots=shots or self.shots, **given)
+        return scene(
+            self.study, label, control, selection=selection, shots=self.shots if shots is None else shots, **given
+        )
 
 
+@checked(empty=["controls", "counts", "curves"], orders=0)
 def similarity(
     study: Study,
     arm: str | None = None,
@@ -99,7 +103,9 @@ def similarity(
     seeds = tuple(study.plan.seeds if seeds is None else seeds)
     measures = tuple(measures or (room.MEASURES if study.task.modality == "molecule" else ("cosine",)))
     views = beside.views(study, arm, controls)
-    ask = _Ask(study, views, seeds, queries, measures, order, with_text, shots or study.plan.shots[0], seed)
+    ask = _Ask(
+        study, views, seeds, queries, measures, order, with_text, study.plan.shots[0] if shots is None else shots, seed
+    )
     names = _conditions(study, arm, selections, measures)
     before = (study.engine.computed, study.engine.asked)
     first = ask.scene("real", names[0], seeds[0])
@@ -107,6 +113,8 @@ def similarity(
     arrays: Named = {}
     coords = _coords(ask, first, names)
     table = _selections(arrays, ask, first, names)
+    for curve in curves:
+        room.needs_query(curve)  # an unknown one is an error
     followed = [c for c in curves if c in names]
     if followed and counts:
         _curves(arrays, ask, first, (followed, counts), dict(zip(names, np.moveaxis(table, 1, 0))))

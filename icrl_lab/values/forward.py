@@ -173,13 +173,13 @@ class Outcome:
 
     def read_all(self, logprobs: np.ndarray) -> np.ndarray:
         """(n,) numbers from (n, m) log-probabilities of `ids`."""
-        p = np.exp(logprobs.astype(np.float64) - logprobs.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
+        logp = np.asarray(logprobs, np.float64)
         if self.values is not None:
-            return p @ self.values
+            p = np.exp(logp - logp.max(1, keepdims=True))
+            return p / p.sum(1, keepdims=True) @ self.values
         assert self.target is not None
-        mine = p[:, self.target]
-        return np.log(mine) - np.log(np.maximum(1 - mine, 1e-300))
+        # never by way of 1 - p, which has no digits left where the target is all but certain
+        return logp[:, self.target] - np.logaddexp.reduce(np.delete(logp, self.target, 1), 1)
 
 
 def key_of(edits: Sequence[Edit], position: int) -> bytes:
