@@ -6,7 +6,7 @@ from icrl_lab.errors import DataError, ProbeRefused, StudyError
 from icrl_lab.probes import QUESTIONS, probe, running
 from icrl_lab.studies import Study, open_run
 from icrl_lab.studies.spec import StudySpec
-from tests.toy import PLAN, toy_llm, toy_task, toy_vectors
+from tests.toy import PLAN, toy_llm, toy_study, toy_task, toy_vectors
 
 ASKED = {
     "questions": ["lens"],
@@ -95,6 +95,20 @@ def test_an_option_that_cannot_be_is_refused_and_the_next_question_asked(tmp_pat
     with pytest.raises(ProbeRefused, match=r"geometry: neighbours is '8'; it must be a whole number, at least 1"):
         study(questions=["geometry", "lens"], options=wrong).run(tmp_path / "run", progress=False)
     assert set(open_run(tmp_path / "run").readings()) == {"lens"}
+
+
+@pytest.mark.parametrize("key", ["calibrate", "per_token"])
+def test_a_probe_says_where_it_reads_classes_otherwise_than_the_table(key):
+    from icrl_lab.probes import live
+
+    plain, other = (
+        toy_study(classes=True, seeds=2, queries=12, arms=["zero-pad"], **given) for given in ({}, {key: True})
+    )
+    for asked, told in ((plain, 0), (other, 1)):
+        limits = probe("pause", asked).about["limits"]
+        answers = {"real": live.ask(asked, query=int(asked.material.queries[0]))}
+        for said in (limits, live.says(answers, answers, "this")):
+            assert sum(f"scores its classes with {key}" in sentence for sentence in said) == told
 
 
 WRONG = [

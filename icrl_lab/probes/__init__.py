@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from icrl_lab.errors import StudyError, nearest
 from icrl_lab.probes.arrays import xarray
+from icrl_lab.probes.scene import unlike
 
 if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
@@ -39,8 +40,8 @@ def probe(question: str, study: Study, **options: Any) -> Reading:
         raise StudyError(f"there is no probe {question!r}; {nearest(question, QUESTIONS)}")
     xarray()  # what is missing is said before the model runs
     made = getattr(import_module(f"icrl_lab.probes.{question}"), question)(study, **options)
-    seeds = len(made.about.get("seeds", ()))
-    if not 1 < seeds < FEW:
-        return made
-    few = f"With {seeds} seeds an interval over new seeds is very wide, and says little; take five."
-    return replace(made, about={**made.about, "limits": [*made.about.get("limits", ()), few]})
+    more, seeds = [unlike(study)], len(made.about.get("seeds", ()))
+    if 1 < seeds < FEW:
+        more.append(f"With {seeds} seeds an interval over new seeds is very wide, and says little; take five.")
+    limits = [*made.about.get("limits", ()), *filter(None, more)]
+    return replace(made, about={**made.about, "limits": limits})

@@ -20,7 +20,7 @@ import numpy as np
 from icrl_lab import answers
 from icrl_lab.errors import StudyError, nearest
 from icrl_lab.probes import beside
-from icrl_lab.probes.scene import Scene, cell_of, replaced, scene
+from icrl_lab.probes.scene import Scene, cell_of, replaced, scene, unlike
 from icrl_lab.probes.spans import spans
 from icrl_lab.values import Capture
 
@@ -44,6 +44,7 @@ class Answered:
                   over blocks and heads, position 0 left out; `on_vector` (k,) what of it falls on the shot's vector
     simple        what mean, neighbours and ridge (of classes: majority, neighbours, logistic) say from the same shots
     units         of the outcome
+    unlike        as of a study
     """
 
     arm: str
@@ -57,6 +58,7 @@ class Answered:
     on_vector: np.ndarray
     simple: dict[str, Any]
     units: str
+    unlike: str = ""
 
     @cached_property
     def interval(self) -> tuple[float, float]:
@@ -104,7 +106,7 @@ def answered(one: Scene) -> Answered:
     own = np.arange(found.shots)[:, None]
     return Answered(
         one.cell.arm.label, one.cell.control, one.cell.seed, int(one.queries[0]), one.shots[0], float(one.outcomes(logp)[0]),
-        _said(one, logp[0]), (found.shot == own) @ share, found.members[0] @ share, simple, one.units,
+        _said(one, logp[0]), (found.shot == own) @ share, found.members[0] @ share, simple, one.units, unlike(one.study),
     )  # fmt: skip
 
 
@@ -186,6 +188,8 @@ def says(before: Mapping[str, Answered], now: Mapping[str, Answered], what: str,
         "" if truth is None else f"; the true value is {truth:.3f}" if isinstance(truth, float) else f"; true: {truth}"
     )
     out.append(f"From the same shots, without a model: {told}{true}.")
+    if said := next(iter(now.values())).unlike:
+        out.append(said)
     if "noise" in now and len(now) > 1:
         out.append(
             "What noise vectors do as well does not come from the vectors. One query is an observation, and no test."

@@ -158,6 +158,16 @@ def _parts(prompt: Rendered, shown: int) -> Parts:
     return Parts(role, shot, shown)
 
 
+def unlike(study: Study) -> str:
+    """How a study scores its classes otherwise than a scene reads them, in a sentence; empty where it does not."""
+    keys = " and ".join(key for key in ("calibrate", "per_token") if getattr(study.plan, key))
+    return (
+        f"The study scores its classes with {keys}, and this reads them without: its answers may be others."
+        if keys
+        else ""
+    )
+
+
 def pick(study: Study, arm: str | None) -> Any:
     """The arm of a study by its label; None: the first that has slots. "text" may be asked for whether the study runs it or not."""
     arms = {a.label: a for a in study.plan.arms}
