@@ -147,6 +147,13 @@ def test_the_further_questions_refuse_alike():
 def test_few_seeds_are_told_as_a_limit():
     two = probe("lens", study(), arm="zero-pad", seeds=(0, 2), queries=12, permutations=4)
     assert any("With 2 seeds" in said for said in two.about["limits"])
+    for question, more in (
+        ("attention", {}),
+        ("patching", {"depths": [0, 1], "draws": 1}),
+        ("attribution", {"methods": ["ablation"]}),
+    ):
+        alone = probe(question, study(), arm="zero-pad", seeds=(0,), queries=4, **more).about
+        assert "queries alone, for one seed" in alone["interval"] and alone["n"].startswith("1 seed x 4 queries")
     one = probe("lens", study(), arm="zero-pad", seeds=(0,), queries=12, permutations=4)
     assert not any("seeds an interval" in said for said in one.about["limits"])
 

@@ -35,6 +35,16 @@ def bounded(value: Any, units: str) -> Any:
     return np.clip(value, *BOUNDS[units]) if units in BOUNDS else value
 
 
+def looked_at(seeds: int, queries: int, what: str = "queries") -> str:
+    """How much a reading has seen, in words: "3 seeds x 12 queries"."""
+    return f"{seeds} seed{'s' * (seeds != 1)} x {queries} {what}"
+
+
+def over(method: str, seeds: int) -> str:
+    """How intervals were made, of `method`, which has them over seeds and queries: of one seed they are over queries alone."""
+    return method if seeds > 1 else method.replace("seeds and queries", "queries alone, for one seed", 1)
+
+
 def xarray() -> Any:
     """The library of labelled arrays; a MissingExtra where it is not installed."""
     try:

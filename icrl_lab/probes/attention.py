@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError
-from icrl_lab.probes.arrays import BOUNDS, Named, ci, dataset
+from icrl_lab.probes.arrays import BOUNDS, Named, ci, dataset, looked_at, over
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.matching import beyond, crossed, matching, p_value
 from icrl_lab.probes.scene import Scene, pick, scene
@@ -103,14 +103,14 @@ def attention(
     arrays |= _cases(sums, scenes[0].ids, cases)
     data = _dataset(arrays, scenes, rows, sums, order, seeds)
     about = {
-        **about_of(scenes[0], seeds), "weighting": weighting, "null": null or "", "interval": INTERVAL,
+        **about_of(scenes[0], seeds), "weighting": weighting, "null": null or "", "interval": over(INTERVAL, len(seeds)),
         "limits": [*LIMITS, *_more_limits(scenes[0], views, null), *absent],
     }  # fmt: skip
     return Reading("attention", data, {**about, "says": [*_says_of_mass(data, null), *_says_of_heads(data, null)]})
 
 
 def about_of(one: Scene, seeds: Sequence[int]) -> dict[str, Any]:
-    return {**one.about(), "seeds": list(seeds), "n": f"{len(seeds)} seeds x {len(one.queries)} queries"}
+    return {**one.about(), "seeds": list(seeds), "n": looked_at(len(seeds), len(one.queries))}
 
 
 def views_of(

@@ -17,7 +17,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import coalitions, games
-from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.arrays import Named, ci, dataset, looked_at, over
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.scene import ROLES, Scene, pick, scene, still
@@ -101,8 +101,8 @@ def attribution(
     about = {
         **first.about(),
         "seeds": list(seeds),
-        "n": f"{len(seeds)} seed{'s' * (len(seeds) > 1)} x {len(first.queries)} queries, {data.sizes['shot']} shots each",
-        "interval": METHOD if len(seeds) > 1 else METHOD.replace("seeds and queries", "queries alone, for one seed", 1),
+        "n": f"{looked_at(len(seeds), len(first.queries))}, {data.sizes['shot']} shots each",
+        "interval": over(METHOD, len(seeds)),
         **options,
         "limits": list(LIMITS),
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import arrays, spaces
-from icrl_lab.probes.arrays import Named
+from icrl_lab.probes.arrays import Named, looked_at
 from icrl_lab.probes.jackknife import METHOD
 from icrl_lab.probes.landmarks import POSITIONS
 from icrl_lab.probes.scene import Scene, pick, scene
@@ -155,7 +155,7 @@ def about(found: Found) -> dict[str, Any]:
         "property": one.study.task.property,
         "target_units": one.study.task.units,
         "seeds": seeds,
-        "n": f"{len(seeds)} seed{'s' * (len(seeds) > 1)} x {len(one.queries)} items",
+        "n": looked_at(len(seeds), len(one.queries), "items"),
         "interval": METHOD
         if len(seeds) > 1
         else METHOD.replace("over seeds and items", "over items alone, for one seed"),

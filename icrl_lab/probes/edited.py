@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
+from icrl_lab.probes.arrays import looked_at, over
 from icrl_lab.probes.scene import Parts, Scene, pick, scene, still
 from icrl_lab.stats import Effects, effects
 from icrl_lab.stats.metrics import Array
@@ -186,10 +187,9 @@ def about(
 ) -> dict[str, Any]:
     """What a reading of scenes, or of pairs, says of itself."""
     first = many[0].real if isinstance(many[0], Pair) else many[0]
-    alone = interval.replace("seeds and queries", "queries alone, for one seed") if len(many) == 1 else interval
     told = {
         **first.about(), "kind": kind, "seeds": axes(first, many)["seed"],
-        "n": f"{len(many)} seeds x {len(first.queries)} queries", "interval": alone, "limits": list(limits),
+        "n": looked_at(len(many), len(first.queries)), "interval": over(interval, len(many)), "limits": list(limits),
     }  # fmt: skip
     return told if corrupted is None else {**told, "corrupted": corrupted}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import DataError
-from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.arrays import Named, ci, dataset, looked_at, over
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put, views
 from icrl_lab.probes.linear import Labels, agreement, bounded, held_out, labels_for, p_values, score, skill, within
@@ -101,8 +101,8 @@ def lens(
     about = {
         **first.about(),
         "seeds": list(seeds),
-        "n": f"{len(seeds)} seeds x {len(first.queries)} queries",
-        "interval": METHOD if len(seeds) > 1 else METHOD.replace("seeds and queries", "queries alone, for one seed"),
+        "n": looked_at(len(seeds), len(first.queries)),
+        "interval": over(METHOD, len(seeds)),
         "probe": f"{labels.how}, {labels.folds} folds of {len(labels.kept)} items, {len(labels.turns)} permutations",
         "lens against answer": max(look.error for look in looks["real"]),
         "limits": limits,

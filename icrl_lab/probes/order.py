@@ -18,7 +18,7 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.probes import beside
-from icrl_lab.probes.arrays import Named, ci, dataset
+from icrl_lab.probes.arrays import Named, ci, dataset, looked_at
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import Square, influence, lean, permutations, read_orders, square, trend, weights
@@ -88,7 +88,7 @@ def order(
     about = {
         **first.about(),
         "seeds": list(seeds),
-        "n": f"{len(seeds)} seeds x {len(first.queries)} queries",
+        "n": looked_at(len(seeds), len(first.queries)),
         "interval": beside.METHOD if len(seeds) > 1 else "over queries alone, for one seed",
         "permutations": f"{data.sizes['permutation']} orders of {first.shots.shape[1]} shots, the same for all queries of a seed",
         **beside.used(study.engine, before),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from icrl_lab.errors import StudyError
-from icrl_lab.probes.arrays import dataset
+from icrl_lab.probes.arrays import dataset, looked_at
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import METHOD, truth, used
 from icrl_lab.probes.interventions import cut, decoys
@@ -98,7 +98,7 @@ def pause(
     about = {
         **first.about(),
         "control": "all", "with_text": study.task.text is not None, "seeds": list(seeds),
-        "n": f"{len(seeds)} seeds x {len(first.queries)} queries",
+        "n": looked_at(len(seeds), len(first.queries)),
         "interval": METHOD if len(seeds) > 1 else f"{METHOD}; one seed: over queries alone",
         "metric": metric, "margin": margin, "alpha": ALPHA, "verdict": found.verdicts,
         "tokens_of": {"slots": len(_slots(first, 0)), "frame": len(first.parts[0].at(FRAME))}, **used(study.engine, before),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from icrl_lab.probes.arrays import Named, dataset
+from icrl_lab.probes.arrays import Named, dataset, over
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.attention import INTERVAL, WHERE, about_of, percent, put, seen, views_of
 from icrl_lab.probes.scene import Scene
@@ -75,7 +75,11 @@ def rollout(
     coords = {"control": list(views), "row": list(rows), "part": list(PARTS), "target": list(TARGETS)}
     data = dataset(into, coords)
     data = data.assign_coords(shot=np.arange(data.sizes["shot"]), layer=np.arange(data.sizes["layer"]))
-    about = {**about_of(real[0], seeds), "interval": INTERVAL.split(";")[0], "limits": [*LIMITS, *absent]}
+    about = {
+        **about_of(real[0], seeds),
+        "interval": over(INTERVAL.split(";")[0], len(seeds)),
+        "limits": [*LIMITS, *absent],
+    }
     return Reading("attention", data, {**about, "says": _says(data)})
 
 

@@ -20,7 +20,7 @@ from icrl_lab import maps
 from icrl_lab import shots as room
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import beside
-from icrl_lab.probes.arrays import Named, dataset, tell
+from icrl_lab.probes.arrays import Named, dataset, looked_at, tell
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import influence, read_orders
@@ -131,7 +131,7 @@ def similarity(
         "control": list(views),
         "modality": study.task.modality,
         "seeds": list(seeds),
-        "n": f"{len(seeds)} seeds x {len(first.queries)} queries",
+        "n": looked_at(len(seeds), len(first.queries)),
         "interval": beside.METHOD if len(seeds) > 1 else "over queries alone, for one seed",
         "influence": f"of each of {first.shots.shape[1]} shots, selection {whole!r}, by leaving it out",
         **beside.used(study.engine, before),
