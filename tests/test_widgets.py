@@ -128,6 +128,14 @@ def test_a_view_says_something_where_no_front_end_runs(result):
     assert "<svg" in page and "<script" not in page and "random-projection" in page
 
 
+def test_a_still_that_cannot_be_drawn_does_not_cost_the_view(result, monkeypatch):
+    view = StudyView(result)
+    monkeypatch.setattr(view, "static", lambda: (_ for _ in ()).throw(ValueError(NASTY)))
+    bundle = view._repr_mimebundle_()
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == view.model_id
+    assert "could not be drawn (ValueError: &lt;img" in bundle["text/html"] and "<img" not in bundle["text/html"]
+
+
 def reading(question="attention", layers=3, heads=4):
     data = xr.Dataset({"share": (("layer", "head"), np.random.default_rng(0).random((layers, heads)))})
     data["share"].attrs = {"long_name": "share", "units": "1"}

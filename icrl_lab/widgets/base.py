@@ -113,7 +113,11 @@ class View(w.VBox):
         bundle = super()._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data is not None:
-            data["text/html"] = self.static()
+            try:
+                data["text/html"] = self.static()
+            except Exception as error:  # the view itself is whole, and matters more than its still
+                words = html.escape(f"{type(error).__name__}: {error}")
+                data["text/html"] = f"<p>A picture of this view where nothing runs could not be drawn ({words}).</p>"
         return bundle
 
     def static(self) -> str:
