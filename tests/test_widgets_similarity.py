@@ -185,6 +185,19 @@ def test_a_stored_run_replays_its_selections(opened):
     assert view.message.value == "" and "under these shots" in view.static() and "<script" not in view.static()
 
 
+def test_a_stored_run_of_classes_replays_its_selections(tmp_path):
+    result = run(classes=True)
+    result.save(tmp_path / "run")
+    reading = similarity(result.study, "random-projection", counts=(5,), queries=None)
+    reading.save(tmp_path / "run" / "readings" / "similarity.nc")
+    view = SimilarityView(open_run(tmp_path / "run"))
+    view.query.value, view.which.value = view.query.options[1], "farthest"
+    one = reading.data.sel(query=view.query.value, seed=view.seed.value, selection="farthest")
+    assert view.message.value == "" and [c["name"] for c in view.shots.cards] == one["shown_item"].values.tolist()
+    assert {c["label"] for c in view.shots.cards} <= {"yes", "no"}  # which stands for itself
+    assert f"real vectors {float(one['outcome'].sel(control='real')):.3f}" in view.words.value
+
+
 def test_names_from_data_do_nothing(opened):
     plain = toy_task()
     ids = tuple(f"{NASTY}{i}" for i in range(len(plain)))

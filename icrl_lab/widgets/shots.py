@@ -242,7 +242,7 @@ class ShotsView(View):
         rows = self.result.items
         found = rows[rows["id"].astype(str) == name] if len(rows) else rows
         assert self.reading is not None
-        if len(found) and self.reading.about.get("labels") == "true" and found["target"].dtype.kind == "f":
+        if len(found) and self.reading.about.get("labels") == "true" and "target" in found:
             label = f"{label} = {found['target'].iloc[0]:.2f}"
         return self._card(name, str(found["text"].iloc[0]) if len(found) and "text" in found else name, label, note)
 
