@@ -104,6 +104,30 @@ def test_a_click_on_a_point_pins_its_item(result):
     assert view.selection.query == view.errors.options[-1][1]
 
 
+def test_a_condition_moves_everything_that_the_study_shows():
+    run = toy_study(seeds=2, arms=["text", "zero-pad"], with_text=[False, True], labels=["true", "permuted"], shots=[2, 4], queries=5).run(progress=False)  # fmt: skip
+    view = StudyView(run)
+    view.metric.value = "rmse"
+    assert len(view.condition.options) == 8
+    for words in (*(value for _, value in view.condition.options), next(iter(view.summaries))):
+        view.condition.value = words
+        at = {"labels": "permuted" if "permuted" in words else "true", "shots": 2 if "2 shots" in words else 4}
+        own = {"text": (words.split(", ", 1)[1], True), "zero-pad": (words, "without" not in words)}
+        for arm, (told, with_text) in own.items():
+            view.arm.value = arm
+            mine = run.predictions
+            for column, value in {**at, "arm": arm, "control": "real", "with_text": with_text}.items():
+                mine = mine[mine[column] == value]
+            assert len(mine) == 10 and view.rows()["prediction"].tolist() == mine["prediction"].tolist()
+            assert list(view.parity_figure.data[1].y) == mine["prediction"].tolist()
+            assert f"<b>{arm}, real, {told}</b>" in view.parity_figure.layout.title.text
+            error = (mine["prediction"] - mine["target"]).abs().groupby(mine["item"]).mean()
+            assert view.errors.options[0][1] == error.idxmax() and view.message.value == ""
+            here = mine[mine["item"] == view.selection.query]
+            assert f"predicted {here['prediction'].mean():.2f}" in view.item.value
+    assert view.arms_figure.layout.title.text.count(words)
+
+
 def test_an_error_in_a_callback_is_shown_and_the_page_goes_on(result, monkeypatch):
     view = StudyView(result)
     monkeypatch.setattr(view, "refresh", lambda: (_ for _ in ()).throw(DataError("no such thing <b>")))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
+import numpy as np
 
 from icrl_lab.plots import study as plots
 from icrl_lab.plots import style
@@ -24,7 +25,8 @@ WORST = 8
 
 
 class StudyView(View):
-    """The study of a run. Choosing an arm and a control moves every view of the page; a click on a point pins its item."""
+    """The study of a run. Choosing an arm and a control moves every view of the page, a condition what is shown here; a click on a
+    point pins its item."""
 
     title = "What the study found"
     follows = ("arm", "control", "query", "items")
@@ -33,7 +35,8 @@ class StudyView(View):
         super().__init__(selection or Selection(result), **layout)
         self.result = result
         self.units, self.property = (str(result.manifest["task"].get(k, "")) for k in ("units", "property"))
-        self.summaries = dict(plots.conditions(result.summary()))
+        self.summary = result.summary()
+        self.summaries = dict(plots.conditions(self.summary))
         first = next(iter(self.summaries.values()))
         shown = [m for m in plots.METRICS if m in first]
         self.metric = w.Dropdown(options=[(plots.METRICS[m], m) for m in shown], description="metric")
@@ -70,17 +73,27 @@ class StudyView(View):
         table = self.summaries[self.condition.value]
         return plots.arms(table, self.result.baselines(), self.metric.value, self.units, self.condition.value)
 
+    def cell(self) -> tuple[str, pd.Series | None]:
+        """The summary of the arm and control in the chosen condition, and in words what sets it apart from their other cells; None
+        for what was never asked."""
+        table, s = self.summary, self.selection
+        mine = table[(table["arm"] == s.arm) & (table["control"] == s.control)]
+        for words, rows in plots.conditions(mine):
+            there = rows[rows.index.isin(self.summaries[self.condition.value].index)]
+            if len(there):
+                return words, there.iloc[0]
+        return "", None
+
     def rows(self) -> pd.DataFrame:
-        """The predictions that are shown: those of the selection, of the first condition where there are several."""
-        frame = self.selection.to_dataframe()
-        for column in ("with_text", "labels", "shots", "selection", "order"):
-            if frame[column].nunique() > 1:
-                frame = frame[frame[column] == frame[column].iloc[0]]
-        return frame
+        """The predictions that are shown: those of the selection in the chosen condition."""
+        frame, (_, cell) = self.selection.to_dataframe(), self.cell()
+        if cell is None:
+            return frame.iloc[:0]
+        return frame[np.all([frame[c] == cell[c] for c in plots.CONDITIONS if c in cell], axis=0)]
 
     def _parity(self) -> go.Figure:
         rows = self.rows()
-        title = f"{self.selection.arm}, {self.selection.control}"
+        title = ", ".join(filter(None, [self.selection.arm, self.selection.control, self.cell()[0]]))
         if ("accuracy" in self.metric.options and len(self.metric.options) == 1) or rows[
             "target"
         ].dtype.kind not in "fi":
@@ -129,6 +142,7 @@ class StudyView(View):
     @guarded
     def _filtered(self, change: Any) -> None:
         redraw(self.arms_figure, self._arms())
+        self.refresh()
 
     @guarded
     def _chosen(self, change: Any) -> None:
