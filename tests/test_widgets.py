@@ -128,6 +128,24 @@ def test_a_condition_moves_everything_that_the_study_shows():
     assert view.arms_figure.layout.title.text.count(words)
 
 
+def test_what_was_not_asked_is_said():
+    run = toy_study(seeds=2, arms=["text", "zero-pad"], queries=5).run(progress=False)
+    view = StudyView(run)
+    view.arm.value, view.control.value = "text", "noise"
+    for told in (view.message.value, view.parity_figure.layout.title.text, view.static()):
+        assert "text was not asked under noise." in told
+    assert not view.parity_figure.data and not view.errors.options
+    view.control.value = "real"
+    assert view.message.value == "" and "n = 5 items" in view.parity_figure.layout.title.text
+    assert view.parity_figure.layout.xaxis.visible is not False
+    click(view.parity_figure, (2, 3, 0.0, 0.0))
+    assert view.selection.query == view.parity_figure.data[2].text[3]
+    view.selection.items = ("item0",)  # which is a shot
+    assert "None of the selected items was asked about." in view.message.value and not view.parity_figure.data
+    view.selection.items = ()
+    assert view.message.value == "" and len(view.errors.options) == 5
+
+
 def test_an_error_in_a_callback_is_shown_and_the_page_goes_on(result, monkeypatch):
     view = StudyView(result)
     monkeypatch.setattr(view, "refresh", lambda: (_ for _ in ()).throw(DataError("no such thing <b>")))

@@ -91,9 +91,21 @@ class StudyView(View):
             return frame.iloc[:0]
         return frame[np.all([frame[c] == cell[c] for c in plots.CONDITIONS if c in cell], axis=0)]
 
+    def missing(self) -> str:
+        """Why there is nothing to show of the selection, in a sentence; "" where there is something."""
+        s, table = self.selection, self.summary
+        if self.cell()[1] is None:
+            elsewhere = ((table["arm"] == s.arm) & (table["control"] == s.control)).any()
+            where = f", {self.condition.value}" if elsewhere else ""
+            return f"{s.arm} was not asked under {s.control}{where}."
+        return "" if len(self.rows()) else "None of the selected items was asked about."
+
     def _parity(self) -> go.Figure:
         rows = self.rows()
         title = ", ".join(filter(None, [self.selection.arm, self.selection.control, self.cell()[0]]))
+        if not len(rows):
+            bare = {"xaxis": {"visible": False}, "yaxis": {"visible": False}}
+            return style.finish(style.graph_objects().Figure(layout=bare), title, self.missing(), 60)
         if ("accuracy" in self.metric.options and len(self.metric.options) == 1) or rows[
             "target"
         ].dtype.kind not in "fi":
@@ -113,6 +125,8 @@ class StudyView(View):
             box.value = getattr(self.selection, box.description)
         if redraw(self.parity_figure, self._parity()):
             self._listen()
+        if not len(self.rows()):
+            self.say(self.missing())
         self._list_errors()
         self.item.value = card(self.result, self.selection.query, self.rows(), self.units)
 
