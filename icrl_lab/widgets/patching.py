@@ -150,11 +150,15 @@ class PatchingView(View):
         if name == "head" and self.sheet.y == "head" and str(number) in self._ys():
             return str(number)
         mine = SHOT.match(self.position)
-        if name == "shot" and number >= 0 and not (mine and int(mine[1]) == number):
+        if name == "shot" and number >= 0 and not (mine and self._shot(mine) == number):
             role = self.position.split()[-1] if mine else "slot"
             same = [y for y in self._ys() if y.startswith(f"shot {number} ")]
             return next((y for y in same if y.endswith(role)), same[0] if same else self.position)
         return self.position
+
+    def _shot(self, found: re.Match[str]) -> int:
+        """The page's shot of a position: where shots are shown several times, every time one has places of its own here."""
+        return int(found[1]) % self.selection.shots
 
     def _stand(self, x: str, y: str) -> None:
         """Let the sliders and `position` say where the view is; nobody has moved them."""
@@ -187,14 +191,16 @@ class PatchingView(View):
         self._stand(x, y)
         low, high = _layers(self._values(self.sheet.x)[self._xs().index(x)])
         shot = SHOT.match(y)
-        with self.selection.hold_trait_notifications():
-            if not low <= self.selection.layer <= high:
-                self.selection.layer = low
-            if shot:
-                self.selection.shot = int(shot[1])
-            if self.sheet.y == "head":
-                self.selection.head = int(y)
-        self.refresh()
+        try:
+            with self.selection.hold_trait_notifications():
+                if not low <= self.selection.layer <= high:
+                    self.selection.layer = low
+                if shot:
+                    self.selection.shot = self._shot(shot)
+                if self.sheet.y == "head":
+                    self.selection.head = int(y)
+        finally:  # what stands here is what is drawn, whatever the page makes of it
+            self.refresh()
 
     @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:
