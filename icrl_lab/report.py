@@ -259,19 +259,20 @@ def _figures(record: Record, about: Mapping[str, Any], figures: dict[str, go.Fig
 
 
 def _examples(record: Record, about: Mapping[str, Any]) -> str:
-    """The items that the best arm predicts best and worst, drawn."""
+    """The items that the best arm predicts best and worst, drawn; a failure counts as in every metric."""
+    from icrl_lab.studies.result import counted
+
     items = record.items
     if about.get("modality") != "molecule" or about["metric"] == "accuracy" or not {"id", "text"} <= set(items.columns):
         return ""
     best = _best(record, about)
-    best = best[best["prediction"].notna()]
     if not len(best):
         return ""
-    best = best.assign(error=(best["prediction"].astype(float) - best["target"].astype(float)).abs())
-    each = best.groupby("item").agg(
-        target=("target", "first"), prediction=("prediction", "mean"), error=("error", "mean")
-    )
-    each = each.sort_values("error", kind="stable")
+    best = counted(best)
+    answer, error = best["prediction"].where(~best["failed"]), (best["prediction"] - best["target"]).abs()
+    by = best.assign(answer=answer, error=error, seeds=1).groupby("item")
+    each = by.agg({"target": "first", "answer": "mean", "error": "mean", "failed": "sum", "seeds": "sum"})
+    each = each[each["error"].notna()].sort_values("error", kind="stable")
     smiles = dict(zip(items["id"].astype(str), items["text"].astype(str)))
     few = min(SHOWN, len(each) // 2)
     parts = [("Nearest to the measurement", each.iloc[:few]), ("Farthest from it", each.iloc[::-1].iloc[:few])]
@@ -292,8 +293,10 @@ def _card(name: str, smiles: str, row: Mapping[str, Any], units: str) -> str:
     picture = drawing(smiles)
     shown = f'<img alt="{text(smiles)}" src="{picture}">' if picture else ""
     label = f"<b>{text(name)}</b><br>" + (f"{text(smiles)}<br>" if smiles != name else "")
-    numbers = f"measured {_number(row['target'])}, predicted {_number(row['prediction'])} {text(units)}"
-    return f'<div class="card">{shown}<div>{label}{numbers}<br>mean error {_number(row["error"])}</div></div>'
+    guess = _number(row["answer"])  # "" where it always failed
+    numbers = f"measured {_number(row['target'])}" + (f", predicted {guess}" if guess else "") + f" {text(units)}"
+    lost = f"<br>failed in {row['failed']:.0f} of {row['seeds']:.0f} seeds" if row["failed"] else ""
+    return f'<div class="card">{shown}<div>{label}{numbers}<br>mean error {_number(row["error"])}{lost}</div></div>'
 
 
 def _probes(record: Record, figures: dict[str, go.Figure]) -> str:

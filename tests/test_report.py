@@ -245,6 +245,20 @@ def test_a_figure_shows_markup_as_letters(data):
     assert html.unescape(style.safe(data)) == " ".join(data.split())
 
 
+def test_a_molecule_that_failed_is_as_far_as_the_mean_of_its_shots_and_says_so(tmp_path):
+    frame = predictions(arms=("text",)).assign(reference=50.0)
+    for item, seeds in (("m1", 2), ("m2", 3)):
+        lost = (frame["item"] == item) & (frame["seed"] < seeds)
+        frame = frame.assign(prediction=frame["prediction"].mask(lost), status=frame["status"].mask(lost, "no number"))
+    words = Page(report.render(run(tmp_path / "run", frame))).words
+    far = words.split("Farthest from it")[1].split("Paper mode")[0]
+    assert re.findall(r"m\d ", far)[:2] == ["m2 ", "m1 "]
+    first, second = far.split("m1 ")
+    assert "failed in 3 of 3 seeds" in first and "predicted" not in first
+    assert "failed in 2 of 3 seeds" in second and "predicted" in second.split("failed")[0]
+    assert "failed in" not in words.split("Nearest to the measurement")[1].split("Farthest")[0]
+
+
 def test_a_run_without_baselines_or_molecules_or_predictions_that_worked_still_reports(tmp_path):
     words = Page(report.render(run(tmp_path / "a", baselines=None, task={}))).words
     assert "Baselines" not in words and "Molecules" not in words

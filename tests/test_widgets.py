@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,40 @@ def test_what_was_not_asked_is_said():
     assert "None of the selected items was asked about." in view.message.value and not view.parity_figure.data
     view.selection.items = ()
     assert view.message.value == "" and len(view.errors.options) == 5
+
+
+def failing(run, item, seeds, reference):
+    """The same run, but that an item fails in so many of its seeds."""
+    frame = run.predictions
+    lost = (frame["item"] == item) & (frame["seed"] < seeds)
+    frame = frame.assign(prediction=frame["prediction"].astype(object).mask(lost, None), reference=reference)
+    return replace(run, predictions=frame.assign(status=frame["status"].mask(lost, "no number")))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_failure_is_an_error_as_large_as_that_of_its_shots_mean_and_is_told(result, seeds):
+    item = result.predictions["item"].iloc[2]
+    view = StudyView(failing(result, item, seeds, 1000.0))
+    view.selection.query = item
+    label, first = view.errors.options[0]
+    mine = result.predictions.query("item == @item and arm == @view.arm.value and control == 'real'")
+    left = mine[mine["seed"] >= seeds]
+    error = ((left["prediction"] - left["target"]).abs().sum() + seeds * abs(1000 - mine["target"].iloc[0])) / 2
+    assert first == item and label == f"{item}: off by {error:.2f} u, failed in {seeds} of 2 seeds"
+    assert f"failed in {seeds} of 2 seeds" in view.item.value and "nan" not in view.item.value
+    assert ("predicted" in view.item.value) == (seeds == 1)  # of the seeds that answered
+    assert not any("failed" in told for told, name in view.errors.options if name != item)
+
+
+def test_a_failure_of_a_class_counts_as_the_majority_of_its_shots():
+    run = toy_study(classes=True, seeds=2, queries=5).run(progress=False)
+    item, true = run.predictions[["item", "target"]].iloc[0]
+    for reference, wrong in ((true, False), ("no" if true == "yes" else "yes", True)):
+        view = StudyView(failing(run, item, 2, reference))
+        told = [label for label, name in view.errors.options if name == item]
+        assert told == [f"{item}: wrong in 2 seeds, failed in 2 of 2 seeds"] * wrong
+        view.selection.query = item
+        assert "failed in 2 of 2 seeds" in view.item.value and "None" not in view.item.value
 
 
 def test_an_error_in_a_callback_is_shown_and_the_page_goes_on(result, monkeypatch):

@@ -282,6 +282,18 @@ class StudyResult:
         return tables.html(self.summary(), self.baselines(), units=self.manifest["task"]["units"])
 
 
+def counted(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Predictions as every metric counts them: one that failed is its `reference`, the mean (of classes the majority) of its shots;
+    the column `failed` says which did."""
+    import pandas as pd
+
+    given, number = predictions["prediction"], predictions["target"].dtype.kind in "fi"
+    given = pd.to_numeric(given, errors="coerce") if number else given.astype(object)
+    failed = given.isna() | (predictions["status"] != "ok" if "status" in predictions else False)
+    shots = predictions["reference"] if "reference" in predictions else pd.Series(None, predictions.index, given.dtype)
+    return predictions.assign(prediction=given.mask(failed, shots), failed=failed)
+
+
 def open_run(path: str | os.PathLike, *, live: bool = False, progress: bool | None = None) -> StudyResult:
     """A finished run from its folder. DataError names what is missing or damaged.
 

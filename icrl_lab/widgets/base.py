@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from icrl_lab.errors import IcrlError
+from icrl_lab.studies.result import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,14 +143,13 @@ def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
         if picture
         else ""
     )
-    mine = rows[rows["item"].astype(str) == item]
+    mine = counted(rows[rows["item"].astype(str) == item])
     said = ""
     if len(mine):
-        guess = mine["prediction"]
-        guess = f"{guess.astype(float).mean():.2f}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, guess))
-        said = (
-            f"measured {html.escape(str(mine['target'].iloc[0]))}, predicted {html.escape(guess)} {html.escape(units)}"
-        )
+        answers, failed = mine["prediction"][~mine["failed"]], int(mine["failed"].sum())
+        guess = f"{answers.mean():.2f}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, answers))
+        said = f"measured {mine['target'].iloc[0]}" + (f", predicted {guess}" if len(answers) else "") + f" {units}"
+        said = html.escape(said + (f", failed in {failed} of {len(mine)} seeds" if failed else ""))
     name = html.escape(item) + (f"<br>{html.escape(text)}" if text and text != item else "")
     return f'<div class="icrl-card" style="max-width:280px;overflow-wrap:anywhere">{shown}<div><b>{name}</b><br>{said}</div></div>'
 

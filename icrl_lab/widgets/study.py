@@ -11,6 +11,7 @@ import numpy as np
 
 from icrl_lab.plots import study as plots
 from icrl_lab.plots import style
+from icrl_lab.studies.result import counted
 from icrl_lab.widgets.base import View, card, clicked, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.selection import Selection
@@ -131,15 +132,18 @@ class StudyView(View):
         self.item.value = card(self.result, self.selection.query, self.rows(), self.units)
 
     def _list_errors(self) -> None:
-        rows = self.rows()
-        if rows["target"].dtype.kind not in "fi":
-            wrong = rows[rows["target"].astype(str) != rows["prediction"].astype(str)]
-            counts = wrong.groupby("item", sort=False).size().sort_values(ascending=False, kind="stable")
-            options = [(f"{item}: wrong in {n} seeds", item) for item, n in counts.head(WORST).items()]
+        rows = counted(self.rows())
+        if rows["target"].dtype.kind in "fi":
+            wrong = (rows["prediction"] - rows["target"]).abs().groupby(rows["item"], sort=False).mean()
+            words = {item: f"off by {value:.2f} {self.units}" for item, value in wrong.items()}
         else:
-            error = (rows["prediction"].astype(float) - rows["target"]).abs().groupby(rows["item"], sort=False).mean()
-            worst = error.sort_values(ascending=False, kind="stable").head(WORST)
-            options = [(f"{item}: off by {value:.2f} {self.units}", item) for item, value in worst.items()]
+            differ = rows["target"].astype(str) != rows["prediction"].astype(str)
+            wrong = differ.groupby(rows["item"], sort=False).sum()
+            words = {item: f"wrong in {n} seeds" for item, n in wrong.items()}
+        failed = rows.groupby("item")["failed"].agg(["sum", "size"])
+        words |= {i: f"{words[i]}, failed in {n} of {of} seeds" for i, n, of in failed.itertuples() if n}
+        worst = wrong[wrong > 0].sort_values(ascending=False, kind="stable").head(WORST)
+        options = [(f"{item}: {words[item]}", item) for item in worst.index]
         self.errors.unobserve(self._picked, "value")  # a list that is made anew has not been clicked
         self.errors.options = options
         self.errors.value = self.selection.query if self.selection.query in dict(options).values() else None
