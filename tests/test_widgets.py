@@ -1,5 +1,6 @@
 """Widgets without a browser: traits are set and handlers called; every view of a page agrees; nothing from data is markup."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from icrl_lab.widgets.base import redraw
 from icrl_lab.widgets.dashboard import Dashboard
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.live import Runner, Stopped
+from icrl_lab.widgets.order import OrderView
 from icrl_lab.widgets.reading import ReadingView
 from icrl_lab.widgets.selection import Selection
 from icrl_lab.widgets.study import StudyView
@@ -179,6 +181,21 @@ def test_a_failure_of_a_class_counts_as_the_majority_of_its_shots():
         assert told == [f"{item}: wrong in 2 seeds, failed in 2 of 2 seeds"] * wrong
         view.selection.query = item
         assert "failed in 2 of 2 seeds" in view.item.value and "None" not in view.item.value
+
+
+def test_numbers_of_small_targets_keep_their_digits():
+    task = toy_task()
+    task = replace(task, targets=1e-6 * task.targets)
+    run = Study(task, toy_vectors(task), toy_llm(), **{**PLAN, "seeds": 1}).run(progress=False)
+    view, row = StudyView(run), run.predictions.iloc[0]
+    told = {item: float(re.search("off by (.*) u", words)[1]) for words, item in view.errors.options}
+    error = (run.predictions["prediction"] - run.predictions["target"]).abs()[run.predictions["item"] == row["item"]]
+    assert told[row["item"]] == pytest.approx(error.iloc[0], rel=0.01) and error.iloc[0] > 0
+    assert f"predicted {row['prediction']:.3g} u" in view.item.value
+    shots = OrderView(run, view.selection, wait=30.0)
+    labels = [float(card["label"].split(" = ")[1]) for card in shots.shots.cards]
+    assert labels == pytest.approx(task.targets[list(shots.chosen)], rel=0.01)
+    shots.close()
 
 
 def test_an_error_in_a_callback_is_shown_and_the_page_goes_on(result, monkeypatch):

@@ -129,6 +129,12 @@ class View(w.VBox):
         return f"<div><h3>{html.escape(self.title)}</h3>{pictures}</div>"
 
 
+def digits(result: StudyResult, decimals: int = 2) -> str:
+    """The format of numbers in a run's units: so many decimals, or three significant digits where its targets are small."""
+    target = result.predictions["target"]
+    return ".3g" if target.dtype.kind in "fi" and target.abs().max() < 0.1 else f".{decimals}f"
+
+
 def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
     """An item as a small card of HTML: its drawing, its text, what was measured and what was predicted in `rows`."""
     from icrl_lab.plots.molecules import drawing
@@ -147,7 +153,9 @@ def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
     said = ""
     if len(mine):
         answers, failed = mine["prediction"][~mine["failed"]], int(mine["failed"].sum())
-        guess = f"{answers.mean():.2f}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, answers))
+        guess = (
+            f"{answers.mean():{digits(result)}}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, answers))
+        )
         said = f"measured {mine['target'].iloc[0]}" + (f", predicted {guess}" if len(answers) else "") + f" {units}"
         said = html.escape(said + (f", failed in {failed} of {len(mine)} seeds" if failed else ""))
     name = html.escape(item) + (f"<br>{html.escape(text)}" if text and text != item else "")

@@ -12,7 +12,7 @@ import numpy as np
 from icrl_lab.plots import study as plots
 from icrl_lab.plots import style
 from icrl_lab.studies.result import counted
-from icrl_lab.widgets.base import View, card, clicked, guarded, redraw
+from icrl_lab.widgets.base import View, card, clicked, digits, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.selection import Selection
 
@@ -135,7 +135,8 @@ class StudyView(View):
         rows = counted(self.rows())
         if rows["target"].dtype.kind in "fi":
             wrong = (rows["prediction"] - rows["target"]).abs().groupby(rows["item"], sort=False).mean()
-            words = {item: f"off by {value:.2f} {self.units}" for item, value in wrong.items()}
+            form = digits(self.result)
+            words = {item: f"off by {value:{form}} {self.units}" for item, value in wrong.items()}
         else:
             differ = rows["target"].astype(str) != rows["prediction"].astype(str)
             wrong = differ.groupby(rows["item"], sort=False).sum()
