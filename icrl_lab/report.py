@@ -37,9 +37,13 @@ WORDS = {  # columns of the summary, as the report calls them
     "efficiency": "skill over ridge's",
 }
 
-CAVEATS = (
+OVER = (  # what an interval is over: with one seed, and with several
+    "An interval is over new items of this task alone: one seed says nothing of other shots, map draws and orders. It says "
+    "nothing about another task, encoder or model.",
     "An interval is over new seeds (shots, map draws, orders) and new items of this task. It says nothing about another "
     "task, encoder or model.",
+)
+CAVEATS = (
     "The verdict compares an arm with noise in place of its vectors, on the same prompts, seeds and items, corrected over "
     "the arms. “No evidence” is not evidence of none: a small study may miss a small effect.",
     "A failed answer counts as the mean of its shots (or their most frequent class) in every metric; it is never dropped.",
@@ -75,7 +79,7 @@ def render(record: Record) -> str:
         _failures(record),
         _dropped(record),
         _run(record),
-        "<h2>How to read this</h2>\n<ul>" + "".join(f"<li>{text(c)}</li>" for c in CAVEATS) + "</ul>",
+        "<h2>How to read this</h2>\n" + _list([OVER[record.predictions["seed"].nunique() > 1], *CAVEATS]),
     ]
     return page.page(f"{about['name']}: a study of in-context representations", "\n".join(filter(None, body)), figures)
 

@@ -127,6 +127,14 @@ def test_the_report_says_what_was_run_and_what_came_out(tmp_path):
     assert 6 <= len(pictures) <= 8 and all(a["src"].startswith("data:image/svg+xml;base64,") for a in pictures)
 
 
+def test_what_an_interval_is_over_follows_the_seeds(tmp_path):
+    told = [Page(report.render(run(tmp_path / str(n), predictions(seeds=n)))).words for n in (1, 3)]
+    assert [("one seed says nothing of other shots" in words, "over new seeds" in words) for words in told] == [
+        (True, False),
+        (False, True),
+    ]
+
+
 def test_another_process_without_model_or_network_writes_the_same_bytes(tmp_path):
     html = report.render(run(tmp_path / "run"))
     code = (
