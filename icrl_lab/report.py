@@ -199,7 +199,10 @@ def _notes(rows: pd.DataFrame) -> str:
 def _interval(row: Mapping[str, Any], name: str) -> str:
     ends = [row.get(f"{name}_low"), row.get(f"{name}_high")]
     value = _number(row.get(name))
-    return value + (f" <small>[{_number(ends[0])}, {_number(ends[1])}]</small>" if value and None not in ends else "")
+    if not value or None in ends:
+        return value
+    low, high = map(_number, ends)
+    return f"{value} <small>{f'[{low}, {high}]' if low and high else 'no interval'}</small>"
 
 
 def _number(value: Any) -> str:

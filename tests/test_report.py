@@ -135,6 +135,15 @@ def test_what_an_interval_is_over_follows_the_seeds(tmp_path):
     ]
 
 
+def test_an_interval_that_is_not_known_is_said(tmp_path):
+    table = summary(predictions())
+    table.loc[table["control"] == "real", ["pearson_low", "pearson_high", "rmse_high"]] = np.nan
+    html = report.render(run(tmp_path / "run", table=table))
+    first = html[html.index("<table") : html.index("</table>")]
+    assert first.count("<small>no interval</small>") == 2 * 2 and "<small>[−" in first
+    assert not re.search(r"\[,|, \]", Page(html).words)
+
+
 def test_another_process_without_model_or_network_writes_the_same_bytes(tmp_path):
     html = report.render(run(tmp_path / "run"))
     code = (
