@@ -282,6 +282,8 @@ def _examples(record: Record, about: Mapping[str, Any]) -> str:
     each = each[each["error"].notna()].sort_values("error", kind="stable")
     smiles = dict(zip(items["id"].astype(str), items["text"].astype(str)))
     few = min(SHOWN, len(each) // 2)
+    if not few:  # one molecule is neither near nor far
+        return ""
     parts = [("Nearest to the measurement", each.iloc[:few]), ("Farthest from it", each.iloc[::-1].iloc[:few])]
     try:
         drawn = [

@@ -276,6 +276,12 @@ def test_a_molecule_that_failed_is_as_far_as_the_mean_of_its_shots_and_says_so(t
     assert "failed in" not in words.split("Nearest to the measurement")[1].split("Farthest")[0]
 
 
+def test_one_molecule_is_neither_near_nor_far(tmp_path):
+    for n in (1, 2):
+        words = Page(report.render(run(tmp_path / str(n), predictions(n=n)))).words
+        assert [part in words for part in ("Molecules", "Nearest to", "Farthest from")] == [n > 1] * 3
+
+
 def test_a_run_without_baselines_or_molecules_or_predictions_that_worked_still_reports(tmp_path):
     words = Page(report.render(run(tmp_path / "a", baselines=None, task={}))).words
     assert "Baselines" not in words and "Molecules" not in words
