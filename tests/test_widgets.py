@@ -17,7 +17,7 @@ from icrl_lab.plots import style
 from icrl_lab.studies import Study
 from icrl_lab.values import Reading, Task
 from icrl_lab.widgets import serve
-from icrl_lab.widgets.base import redraw
+from icrl_lab.widgets.base import measured, redraw
 from icrl_lab.widgets.dashboard import Dashboard
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.live import Runner, Stopped
@@ -191,11 +191,16 @@ def test_numbers_of_small_targets_keep_their_digits():
     told = {item: float(re.search("off by (.*) u", words)[1]) for words, item in view.errors.options}
     error = (run.predictions["prediction"] - run.predictions["target"]).abs()[run.predictions["item"] == row["item"]]
     assert told[row["item"]] == pytest.approx(error.iloc[0], rel=0.01) and error.iloc[0] > 0
-    assert f"predicted {row['prediction']:.3g} u" in view.item.value
+    assert f"measured {row['target']:.4g}, predicted {row['prediction']:.3g} u" in view.item.value
     shots = OrderView(run, view.selection, wait=30.0)
     labels = [float(card["label"].split(" = ")[1]) for card in shots.shots.cards]
     assert labels == pytest.approx(task.targets[list(shots.chosen)], rel=0.01)
     shots.close()
+
+
+def test_what_was_measured_is_told_to_four_digits():
+    values = (0.1257302210933933, -3.8, 0.0, 1234.5678, 123456.78, "0.12345", True)
+    assert [measured(v) for v in values] == ["0.1257", "-3.8", "0", "1235", "123457", "0.12345", "True"]
 
 
 def test_an_error_in_a_callback_is_shown_and_the_page_goes_on(result, monkeypatch):

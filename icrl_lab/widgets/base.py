@@ -135,6 +135,13 @@ def digits(result: StudyResult, decimals: int = 2) -> str:
     return ".3g" if target.dtype.kind in "fi" and target.abs().max() < 0.1 else f".{decimals}f"
 
 
+def measured(value: Any) -> str:
+    """What was measured, to four digits or whole; a class as it is called."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+
+
 def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
     """An item as a small card of HTML: its drawing, its text, what was measured and what was predicted in `rows`."""
     from icrl_lab.plots.molecules import drawing
@@ -156,7 +163,11 @@ def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
         guess = (
             f"{answers.mean():{digits(result)}}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, answers))
         )
-        said = f"measured {mine['target'].iloc[0]}" + (f", predicted {guess}" if len(answers) else "") + f" {units}"
+        said = (
+            f"measured {measured(mine['target'].iloc[0])}"
+            + (f", predicted {guess}" if len(answers) else "")
+            + f" {units}"
+        )
         said = html.escape(said + (f", failed in {failed} of {len(mine)} seeds" if failed else ""))
     name = html.escape(item) + (f"<br>{html.escape(text)}" if text and text != item else "")
     return f'<div class="icrl-card" style="max-width:280px;overflow-wrap:anywhere">{shown}<div><b>{name}</b><br>{said}</div></div>'
