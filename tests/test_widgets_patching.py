@@ -172,6 +172,17 @@ def test_a_shot_that_is_shown_again_is_the_pages_shot(result):
     assert view.position == "shot 3 slot" and drawn(view)
 
 
+def test_people_count_shots_from_one_and_names_stay(result):
+    hub = Selection(result, layers=4)
+    view = PatchingView(restoring(), hub)
+    view.edit.value = "single parts: share by the gradient"
+    labels = [label for label, _ in view.along.options]
+    assert labels == ["shot 1 slot", "shot 4 slot", "shot 4 label", "answer"] == list(view.map.layout.yaxis.ticktext)
+    view.along.label = "shot 4 slot"
+    assert (hub.shot, view.position, view.along.value) == (3, "shot 3 slot", "shot 3 slot")
+    assert "shot 4 slot" in view.cell.layout.title.text and drawn(view)
+
+
 def test_what_the_page_refuses_is_drawn_all_the_same(result):
     hub = Selection(result, layers=4, heads=2)
     view = PatchingView(headed(), hub)

@@ -16,6 +16,7 @@ import traitlets as t
 
 from icrl_lab.plots import cells, patching
 from icrl_lab.plots.cells import Sheet
+from icrl_lab.plots.words import shown_group
 from icrl_lab.widgets.base import View, changing, clicked, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 
@@ -43,7 +44,7 @@ class PatchingView(View):
         self.others = dict(patching.figures(reading))
         self.edit = w.Dropdown(options=list(self.sheets), description="edit", layout={"width": "480px"})
         self.across = w.SelectionSlider(options=self._xs(), description="layer", layout={"width": "360px"})
-        self.along = w.SelectionSlider(options=self._ys(), description="position", layout={"width": "360px"})
+        self.along = w.SelectionSlider(options=self._told(), description="position", layout={"width": "360px"})
         self.across.observe(self._slid, "value")
         self.along.observe(self._shifted, "value")
         self.observe(self._named, "position")
@@ -87,6 +88,10 @@ class PatchingView(View):
 
     def _ys(self) -> list[str]:
         return [str(v) for v in self._values(self.sheet.y)]
+
+    def _told(self) -> list[tuple[str, str]]:
+        """The positions under the names that people read, who count shots from one."""
+        return [(shown_group(y), y) for y in self._ys()]
 
     def _at(self) -> tuple[int, int]:
         """Places of the cell on (y, x)."""
@@ -162,10 +167,8 @@ class PatchingView(View):
 
     def _stand(self, x: str, y: str) -> None:
         """Let the sliders and `position` say where the view is; nobody has moved them."""
-        for slider, callback, options, value in (
-            (self.across, self._slid, self._xs(), x),
-            (self.along, self._shifted, self._ys(), y),
-        ):
+        many: Any = ((self.across, self._slid, self._xs(), x), (self.along, self._shifted, self._told(), y))
+        for slider, callback, options, value in many:
             slider.unobserve(callback, "value")
             if list(slider.options) != options:
                 slider.options = options
