@@ -160,15 +160,10 @@ def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
     said = ""
     if len(mine):
         answers, failed = mine["prediction"][~mine["failed"]], int(mine["failed"].sum())
-        guess = (
-            f"{answers.mean():{digits(result)}}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, answers))
-        )
-        said = (
-            f"measured {measured(mine['target'].iloc[0])}"
-            + (f", predicted {guess}" if len(answers) else "")
-            + f" {units}"
-        )
-        said = html.escape(said + (f", failed in {failed} of {len(mine)} seeds" if failed else ""))
+        number = mine["target"].dtype.kind in "fi"
+        guess = f"{answers.mean():{digits(result)}}" if number else ", ".join(map(str, answers))
+        said = f"measured {measured(mine['target'].iloc[0])}" + (f", predicted {guess}" if len(answers) else "")
+        said = html.escape(f"{said} {units}" + (f", failed in {failed} of {len(mine)} seeds" if failed else ""))
     name = html.escape(item) + (f"<br>{html.escape(text)}" if text and text != item else "")
     return f'<div class="icrl-card" style="max-width:280px;overflow-wrap:anywhere">{shown}<div><b>{name}</b><br>{said}</div></div>'
 

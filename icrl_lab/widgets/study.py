@@ -133,18 +133,16 @@ class StudyView(View):
 
     def _list_errors(self) -> None:
         rows = counted(self.rows())
-        if rows["target"].dtype.kind in "fi":
-            wrong = (rows["prediction"] - rows["target"]).abs().groupby(rows["item"], sort=False).mean()
-            form = digits(self.result)
-            words = {item: f"off by {value:{form}} {self.units}" for item, value in wrong.items()}
-        else:
-            differ = rows["target"].astype(str) != rows["prediction"].astype(str)
-            wrong = differ.groupby(rows["item"], sort=False).sum()
-            words = {item: f"wrong in {n} seeds" for item, n in wrong.items()}
-        failed = rows.groupby("item")["failed"].agg(["sum", "size"])
-        words |= {i: f"{words[i]}, failed in {n} of {of} seeds" for i, n, of in failed.itertuples() if n}
-        worst = wrong[wrong > 0].sort_values(ascending=False, kind="stable").head(WORST)
-        options = [(f"{item}: {words[item]}", item) for item in worst.index]
+        number, form = rows["target"].dtype.kind in "fi", digits(self.result)
+        differ = rows["target"].astype(str) != rows["prediction"].astype(str)
+        each = ((rows["prediction"] - rows["target"]).abs() if number else differ).groupby(rows["item"], sort=False)
+        wrong = each.mean() if number else each.sum()
+        lost = rows["failed"].groupby(rows["item"]).agg(["sum", "size"])
+        options = []
+        for item, value in wrong[wrong > 0].sort_values(ascending=False, kind="stable").head(WORST).items():
+            words = f"off by {value:{form}} {self.units}" if number else f"wrong in {value} seeds"
+            failed, of = lost.loc[item]
+            options.append((f"{item}: {words}" + (f", failed in {failed} of {of} seeds" if failed else ""), item))
         self.errors.unobserve(self._picked, "value")  # a list that is made anew has not been clicked
         self.errors.options = options
         self.errors.value = self.selection.query if self.selection.query in dict(options).values() else None
