@@ -37,9 +37,13 @@ WORDS = {  # columns of the summary, as the report calls them
     "efficiency": "skill over ridge's",
 }
 
-CAVEATS = (
+OVER = (  # what an interval is over: with one seed, and with several
+    "An interval is over new items of this task alone: one seed says nothing of other shots, map draws and orders. It says "
+    "nothing about another task, encoder or model.",
     "An interval is over new seeds (shots, map draws, orders) and new items of this task. It says nothing about another "
     "task, encoder or model.",
+)
+CAVEATS = (
     "The verdict compares an arm with noise in place of its vectors, on the same prompts, seeds and items, corrected over "
     "the arms. “No evidence” is not evidence of none: a small study may miss a small effect.",
     "A failed answer counts as the mean of its shots (or their most frequent class) in every metric; it is never dropped.",
@@ -75,7 +79,7 @@ def render(record: Record) -> str:
         _failures(record),
         _dropped(record),
         _run(record),
-        "<h2>How to read this</h2>\n<ul>" + "".join(f"<li>{text(c)}</li>" for c in CAVEATS) + "</ul>",
+        "<h2>How to read this</h2>\n" + _list([OVER[record.predictions["seed"].nunique() > 1], *CAVEATS]),
     ]
     return page.page(f"{about['name']}: a study of in-context representations", "\n".join(filter(None, body)), figures)
 
@@ -195,7 +199,10 @@ def _notes(rows: pd.DataFrame) -> str:
 def _interval(row: Mapping[str, Any], name: str) -> str:
     ends = [row.get(f"{name}_low"), row.get(f"{name}_high")]
     value = _number(row.get(name))
-    return value + (f" <small>[{_number(ends[0])}, {_number(ends[1])}]</small>" if value and None not in ends else "")
+    if not value or None in ends:
+        return value
+    low, high = map(_number, ends)
+    return f"{value} <small>{f'[{low}, {high}]' if low and high else 'no interval'}</small>"
 
 
 def _number(value: Any) -> str:
@@ -259,21 +266,24 @@ def _figures(record: Record, about: Mapping[str, Any], figures: dict[str, go.Fig
 
 
 def _examples(record: Record, about: Mapping[str, Any]) -> str:
-    """The items that the best arm predicts best and worst, drawn."""
+    """The items that the best arm predicts best and worst, drawn; a failure counts as in every metric."""
+    from icrl_lab.studies.result import counted
+
     items = record.items
     if about.get("modality") != "molecule" or about["metric"] == "accuracy" or not {"id", "text"} <= set(items.columns):
         return ""
     best = _best(record, about)
-    best = best[best["prediction"].notna()]
     if not len(best):
         return ""
-    best = best.assign(error=(best["prediction"].astype(float) - best["target"].astype(float)).abs())
-    each = best.groupby("item").agg(
-        target=("target", "first"), prediction=("prediction", "mean"), error=("error", "mean")
-    )
-    each = each.sort_values("error", kind="stable")
+    best = counted(best)
+    answer, error = best["prediction"].where(~best["failed"]), (best["prediction"] - best["target"]).abs()
+    by = best.assign(answer=answer, error=error, seeds=1).groupby("item")
+    each = by.agg({"target": "first", "answer": "mean", "error": "mean", "failed": "sum", "seeds": "sum"})
+    each = each[each["error"].notna()].sort_values("error", kind="stable")
     smiles = dict(zip(items["id"].astype(str), items["text"].astype(str)))
     few = min(SHOWN, len(each) // 2)
+    if not few:  # one molecule is neither near nor far
+        return ""
     parts = [("Nearest to the measurement", each.iloc[:few]), ("Farthest from it", each.iloc[::-1].iloc[:few])]
     try:
         drawn = [
@@ -292,8 +302,10 @@ def _card(name: str, smiles: str, row: Mapping[str, Any], units: str) -> str:
     picture = drawing(smiles)
     shown = f'<img alt="{text(smiles)}" src="{picture}">' if picture else ""
     label = f"<b>{text(name)}</b><br>" + (f"{text(smiles)}<br>" if smiles != name else "")
-    numbers = f"measured {_number(row['target'])}, predicted {_number(row['prediction'])} {text(units)}"
-    return f'<div class="card">{shown}<div>{label}{numbers}<br>mean error {_number(row["error"])}</div></div>'
+    guess = _number(row["answer"])  # "" where it always failed
+    numbers = f"measured {_number(row['target'])}" + (f", predicted {guess}" if guess else "") + f" {text(units)}"
+    lost = f"<br>failed in {row['failed']:.0f} of {row['seeds']:.0f} seeds" if row["failed"] else ""
+    return f'<div class="card">{shown}<div>{label}{numbers}<br>mean error {_number(row["error"])}{lost}</div></div>'
 
 
 def _probes(record: Record, figures: dict[str, go.Figure]) -> str:

@@ -30,6 +30,12 @@ def _count(row: Any, name: str) -> str:
     return "" if value is None or value != value else f"{value:.0f}"
 
 
+def _decimals(*columns: Any) -> str:
+    """One format for a column's numbers: two decimals, or three significant digits where all are small."""
+    largest = max((abs(v) for column in columns for v in column if v == v), default=1.0)
+    return ".2f" if largest >= 0.1 or largest == 0 else ".3g"
+
+
 def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows: every cell of the summary, then the baselines. Conditions that do not vary are left out, and so are the
     labels seen where they are those of the shots in every row."""
@@ -51,13 +57,16 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
         "failed",
         "verdict",
     ]
+    form = _decimals(
+        *(table[error] for table in (summary, baselines) if error and table is not None and error in table)
+    )
     out: list[list[str]] = []
     for row in summary.to_dict("records"):
         out.append(  # noqa: PERF401
             [row["arm"], row.get("control", ""), *(str(row[c]) for c in varying)]
             + ([_count(row, "gold_labels")] if more else [])
             + [_interval(row, main)]
-            + ([f"{row[error]:.2f}"] if error else [])
+            + ([f"{row[error]:{form}}"] if error else [])
             + [
                 _interval(row, f"delta_{main}"),
                 f"{row['failures']}/{row['n']}",
@@ -73,7 +82,7 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
                 *fill,
                 *([_count(row, "shots")] if more else []),  # a baseline sees the shots and nothing else
                 _interval(row, main),
-                *([f"{row[error]:.2f}"] if error else []),
+                *([f"{row[error]:{form}}"] if error else []),
                 "",
                 "",
                 "",

@@ -127,6 +127,23 @@ def test_the_report_says_what_was_run_and_what_came_out(tmp_path):
     assert 6 <= len(pictures) <= 8 and all(a["src"].startswith("data:image/svg+xml;base64,") for a in pictures)
 
 
+def test_what_an_interval_is_over_follows_the_seeds(tmp_path):
+    told = [Page(report.render(run(tmp_path / str(n), predictions(seeds=n)))).words for n in (1, 3)]
+    assert [("one seed says nothing of other shots" in words, "over new seeds" in words) for words in told] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_an_interval_that_is_not_known_is_said(tmp_path):
+    table = summary(predictions())
+    table.loc[table["control"] == "real", ["pearson_low", "pearson_high", "rmse_high"]] = np.nan
+    html = report.render(run(tmp_path / "run", table=table))
+    first = html[html.index("<table") : html.index("</table>")]
+    assert first.count("<small>no interval</small>") == 2 * 2 and "<small>[−" in first
+    assert not re.search(r"\[,|, \]", Page(html).words)
+
+
 def test_another_process_without_model_or_network_writes_the_same_bytes(tmp_path):
     html = report.render(run(tmp_path / "run"))
     code = (
@@ -243,6 +260,26 @@ def test_a_figure_shows_markup_as_letters(data):
 
     assert "<" not in style.safe(data) and ">" not in style.safe(data)
     assert html.unescape(style.safe(data)) == " ".join(data.split())
+
+
+def test_a_molecule_that_failed_is_as_far_as_the_mean_of_its_shots_and_says_so(tmp_path):
+    frame = predictions(arms=("text",)).assign(reference=50.0)
+    for item, seeds in (("m1", 2), ("m2", 3)):
+        lost = (frame["item"] == item) & (frame["seed"] < seeds)
+        frame = frame.assign(prediction=frame["prediction"].mask(lost), status=frame["status"].mask(lost, "no number"))
+    words = Page(report.render(run(tmp_path / "run", frame))).words
+    far = words.split("Farthest from it")[1].split("Paper mode")[0]
+    assert re.findall(r"m\d ", far)[:2] == ["m2 ", "m1 "]
+    first, second = far.split("m1 ")
+    assert "failed in 3 of 3 seeds" in first and "predicted" not in first
+    assert "failed in 2 of 3 seeds" in second and "predicted" in second.split("failed")[0]
+    assert "failed in" not in words.split("Nearest to the measurement")[1].split("Farthest")[0]
+
+
+def test_one_molecule_is_neither_near_nor_far(tmp_path):
+    for n in (1, 2):
+        words = Page(report.render(run(tmp_path / str(n), predictions(n=n)))).words
+        assert [part in words for part in ("Molecules", "Nearest to", "Farthest from")] == [n > 1] * 3
 
 
 def test_a_run_without_baselines_or_molecules_or_predictions_that_worked_still_reports(tmp_path):

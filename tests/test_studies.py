@@ -380,6 +380,31 @@ def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp
         opened.compare(one, baseline="knn")
 
 
+def test_a_parity_plot_is_of_one_condition_and_says_which(task, vectors, llm):
+    """By itself the first with true labels; that of a run with one condition alone names none."""
+    plan = {**PLAN, "with_text": [False, True], "labels": ["permuted", "true"], "shots": [2, 4], "queries": 5}
+    result = Study(task, vectors, llm, **plan).run(progress=False)
+    of = lambda **at: result.predictions.query(" and ".join(f"{k} == {v!r}" for k, v in at.items()))  # noqa: E731
+    for asked, words in (
+        ({}, "ridge, real, without text, true labels, 2 shots"),
+        ({"shots": 4, "with_text": True}, "ridge, real, with text, true labels, 4 shots"),
+        ({"labels": "permuted"}, "ridge, real, without text, permuted labels, 2 shots"),
+    ):
+        figure = result.parity("ridge", **asked)
+        mine = of(arm="ridge", control="real", **{"with_text": False, "labels": "true", "shots": 2} | asked)
+        assert f"<b>{words}</b>" in figure.layout.title.text and len(mine) == 15
+        np.testing.assert_array_equal(figure.data[1].y, mine["prediction"].astype(float))
+    assert "<b>text, real, true labels, 2 shots</b>" in result.parity("text").layout.title.text
+    one = replace(result, predictions=of(with_text=False, labels="true", shots=2))
+    assert "<b>ridge, noise</b>" in one.parity("ridge", "noise", shots=2).layout.title.text
+    with pytest.raises(DataError, match=r"are of shots=3; there are: .*with text, true labels, 4 shots"):
+        result.parity("ridge", shots=3)
+    with pytest.raises(DataError, match=r"no condition 'shot'; did you mean 'shots'"):
+        result.parity("ridge", shot=3)
+    with pytest.raises(DataError, match=r"no predictions of arm 'text' under 'noise'; valid: real"):
+        result.parity("text", "noise")
+
+
 @pytest.mark.parametrize(
     ("layout", "with_text", "says"),
     [

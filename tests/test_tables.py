@@ -48,3 +48,14 @@ def test_every_line_has_a_cell_for_every_column(seen):
     assert {len(line) for line in body} == {len(header)}
     assert body[1][-5:] == ["+0.50 [+0.10, +0.60]", "1.23", "", "1/40", "uses the vector"]
     assert body[3][-5] == "+0.60 [+0.50, +0.70]" and body[2][-1] == ""
+
+
+def test_errors_of_small_targets_keep_their_digits_and_others_two_decimals():
+    def rmse(scale, *more):
+        return column("RMSE", summary().assign(rmse=[scale * 1.234, scale * 0.5, scale * 0.009]), *more)
+
+    assert rmse(1.0, BASELINES) == ["1.23", "0.50", "0.01", "1.00"]
+    assert rmse(1e-6, None) == ["1.23e-06", "5e-07", "9e-09"]
+    assert rmse(1e-6, BASELINES.assign(rmse=2e-6)) == ["1.23e-06", "5e-07", "9e-09", "2e-06"]
+    assert rmse(0.0, None) == ["0.00"] * 3
+    assert column("Pearson r [95 %]", summary().assign(rmse=1e-6), None)[0] == "+0.40 [+0.10, +0.60]"

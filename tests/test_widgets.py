@@ -1,9 +1,11 @@
 """Widgets without a browser: traits are set and handlers called; every view of a page agrees; nothing from data is markup."""
 
+import re
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from icrl_lab.plots import style
 from icrl_lab.studies import Study
 from icrl_lab.values import Reading, Task
 from icrl_lab.widgets import serve
-from icrl_lab.widgets.base import redraw
+from icrl_lab.widgets.base import measured, redraw
 from icrl_lab.widgets.dashboard import Dashboard
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.live import Runner, Stopped
+from icrl_lab.widgets.order import OrderView
 from icrl_lab.widgets.reading import ReadingView
 from icrl_lab.widgets.selection import Selection
 from icrl_lab.widgets.study import StudyView
@@ -104,6 +107,102 @@ def test_a_click_on_a_point_pins_its_item(result):
     assert view.selection.query == view.errors.options[-1][1]
 
 
+def test_a_condition_moves_everything_that_the_study_shows():
+    run = toy_study(seeds=2, arms=["text", "zero-pad"], with_text=[False, True], labels=["true", "permuted"], shots=[2, 4], queries=5).run(progress=False)  # fmt: skip
+    view = StudyView(run)
+    view.metric.value = "rmse"
+    assert len(view.condition.options) == 8
+    for words in (*(value for _, value in view.condition.options), next(iter(view.summaries))):
+        view.condition.value = words
+        at = {"labels": "permuted" if "permuted" in words else "true", "shots": 2 if "2 shots" in words else 4}
+        own = {"text": (words.split(", ", 1)[1], True), "zero-pad": (words, "without" not in words)}
+        for arm, (told, with_text) in own.items():
+            view.arm.value = arm
+            mine = run.predictions
+            for column, value in {**at, "arm": arm, "control": "real", "with_text": with_text}.items():
+                mine = mine[mine[column] == value]
+            assert len(mine) == 10 and view.rows()["prediction"].tolist() == mine["prediction"].tolist()
+            assert list(view.parity_figure.data[1].y) == mine["prediction"].tolist()
+            assert f"<b>{arm}, real, {told}</b>" in view.parity_figure.layout.title.text
+            error = (mine["prediction"] - mine["target"]).abs().groupby(mine["item"]).mean()
+            assert view.errors.options[0][1] == error.idxmax() and view.message.value == ""
+            here = mine[mine["item"] == view.selection.query]
+            assert f"predicted {here['prediction'].mean():.2f}" in view.item.value
+    assert view.arms_figure.layout.title.text.count(words)
+
+
+def test_what_was_not_asked_is_said():
+    run = toy_study(seeds=2, arms=["text", "zero-pad"], queries=5).run(progress=False)
+    view = StudyView(run)
+    view.arm.value, view.control.value = "text", "noise"
+    for told in (view.message.value, view.parity_figure.layout.title.text, view.static()):
+        assert "text was not asked under noise." in told
+    assert not view.parity_figure.data and not view.errors.options
+    view.control.value = "real"
+    assert view.message.value == "" and "n = 5 items" in view.parity_figure.layout.title.text
+    assert view.parity_figure.layout.xaxis.visible is not False
+    click(view.parity_figure, (2, 3, 0.0, 0.0))
+    assert view.selection.query == view.parity_figure.data[2].text[3]
+    view.selection.items = ("item0",)  # which is a shot
+    assert "None of the selected items was asked about." in view.message.value and not view.parity_figure.data
+    view.selection.items = ()
+    assert view.message.value == "" and len(view.errors.options) == 5
+
+
+def failing(run, item, seeds, reference):
+    """The same run, but that an item fails in so many of its seeds."""
+    frame = run.predictions
+    lost = (frame["item"] == item) & (frame["seed"] < seeds)
+    frame = frame.assign(prediction=frame["prediction"].astype(object).mask(lost, None), reference=reference)
+    return replace(run, predictions=frame.assign(status=frame["status"].mask(lost, "no number")))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_failure_is_an_error_as_large_as_that_of_its_shots_mean_and_is_told(result, seeds):
+    item = result.predictions["item"].iloc[2]
+    view = StudyView(failing(result, item, seeds, 1000.0))
+    view.selection.query = item
+    label, first = view.errors.options[0]
+    mine = result.predictions.query("item == @item and arm == @view.arm.value and control == 'real'")
+    left = mine[mine["seed"] >= seeds]
+    error = ((left["prediction"] - left["target"]).abs().sum() + seeds * abs(1000 - mine["target"].iloc[0])) / 2
+    assert first == item and label == f"{item}: off by {error:.2f} u, failed in {seeds} of 2 seeds"
+    assert f"failed in {seeds} of 2 seeds" in view.item.value and "nan" not in view.item.value
+    assert ("predicted" in view.item.value) == (seeds == 1)  # of the seeds that answered
+    assert not any("failed" in told for told, name in view.errors.options if name != item)
+
+
+def test_a_failure_of_a_class_counts_as_the_majority_of_its_shots():
+    run = toy_study(classes=True, seeds=2, queries=5).run(progress=False)
+    item, true = run.predictions[["item", "target"]].iloc[0]
+    for reference, wrong in ((true, False), ("no" if true == "yes" else "yes", True)):
+        view = StudyView(failing(run, item, 2, reference))
+        told = [label for label, name in view.errors.options if name == item]
+        assert told == [f"{item}: wrong in 2 seeds, failed in 2 of 2 seeds"] * wrong
+        view.selection.query = item
+        assert "failed in 2 of 2 seeds" in view.item.value and "None" not in view.item.value
+
+
+def test_numbers_of_small_targets_keep_their_digits():
+    task = toy_task()
+    task = replace(task, targets=1e-6 * task.targets)
+    run = Study(task, toy_vectors(task), toy_llm(), **{**PLAN, "seeds": 1}).run(progress=False)
+    view, row = StudyView(run), run.predictions.iloc[0]
+    told = {item: float(re.search("off by (.*) u", words)[1]) for words, item in view.errors.options}
+    error = (run.predictions["prediction"] - run.predictions["target"]).abs()[run.predictions["item"] == row["item"]]
+    assert told[row["item"]] == pytest.approx(error.iloc[0], rel=0.01) and error.iloc[0] > 0
+    assert f"measured {row['target']:.4g}, predicted {row['prediction']:.3g} u" in view.item.value
+    shots = OrderView(run, view.selection, wait=30.0)
+    labels = [float(card["label"].split(" = ")[1]) for card in shots.shots.cards]
+    assert labels == pytest.approx(task.targets[list(shots.chosen)], rel=0.01)
+    shots.close()
+
+
+def test_what_was_measured_is_told_to_four_digits():
+    values = (0.1257302210933933, -3.8, 0.0, 1234.5678, 123456.78, "0.12345", True)
+    assert [measured(v) for v in values] == ["0.1257", "-3.8", "0", "1235", "123457", "0.12345", "True"]
+
+
 def test_an_error_in_a_callback_is_shown_and_the_page_goes_on(result, monkeypatch):
     view = StudyView(result)
     monkeypatch.setattr(view, "refresh", lambda: (_ for _ in ()).throw(DataError("no such thing <b>")))
@@ -126,6 +225,14 @@ def test_a_view_says_something_where_no_front_end_runs(result):
     bundle = Dashboard(result)._repr_mimebundle_()
     page = bundle["text/html"]
     assert "<svg" in page and "<script" not in page and "random-projection" in page
+
+
+def test_a_still_that_cannot_be_drawn_does_not_cost_the_view(result, monkeypatch):
+    view = StudyView(result)
+    monkeypatch.setattr(view, "static", lambda: (_ for _ in ()).throw(ValueError(NASTY)))
+    bundle = view._repr_mimebundle_()
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == view.model_id
+    assert "could not be drawn (ValueError: &lt;img" in bundle["text/html"] and "<img" not in bundle["text/html"]
 
 
 def reading(question="attention", layers=3, heads=4):

@@ -1,6 +1,7 @@
 """The geometry view without a browser: what is lassoed in one map is lassoed everywhere, and only places travel."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -193,6 +194,19 @@ def test_a_constant_axis_stands_in_the_middle():
 def test_wrong_answers_are_counted():
     rows = pd.DataFrame({"item": ["a", "a", "b"], "target": ["yes", "yes", "no"], "prediction": ["yes", "no", "no"]})
     assert mistakes(rows) == ("wrong answers", {"a": 0.5, "b": 0.0})
+
+
+def test_a_failure_is_as_wrong_as_the_mean_of_its_shots_and_is_told(result):
+    rows = pd.DataFrame({"item": ["a", "a", "b"], "target": [1.0, 1.0, 2.0], "prediction": [1.5, np.nan, np.nan], "reference": 4.0, "status": ["ok", "no", "no"]})  # fmt: skip
+    assert mistakes(rows) == ("absolute error", {"a": 1.75, "b": 2.0})
+    words = rows.assign(target="yes", prediction=["no", None, None], reference="yes")
+    assert mistakes(words) == ("wrong answers", {"a": 0.5, "b": 0.0})
+    frame = result.predictions.assign(prediction=result.predictions["prediction"].mask(result.predictions["seed"] == 0))
+    run = replace(result, predictions=frame)
+    view = GeometryView(reading(asked(run)), Selection(run), run)
+    view.colour.value = "error"
+    assert "absolute error, zero-pad, real, 6 of 12 failed" in view.above.value
+    assert (style.GREY, "x") not in looks(view)
 
 
 def test_words_select_what_holds_them(result):

@@ -200,6 +200,19 @@ def test_a_stored_run_replays_its_orders_and_cannot_be_asked(opened):
     assert box.children[0].children[0].reading.question == "order" and view.message.value == ""
 
 
+def test_a_stored_run_of_classes_replays_its_orders(tmp_path):
+    result = run(classes=True)
+    result.save(tmp_path / "run")
+    reading = order(result.study, "random-projection", permutations=3, places=3, squares=1, queries=None)
+    reading.save(tmp_path / "run" / "readings" / "order.nc")
+    view = OrderView(open_run(tmp_path / "run"))
+    view.query.value, view.slider.value = view.query.options[1], 2
+    one = reading.data.sel(query=view.query.value, seed=view.seed.value).isel(permutation=2)
+    assert view.message.value == "" and view.shots.order == tuple(one["orders"].values.tolist())
+    assert {c["label"] for c in view.shots.cards} <= {"yes", "no"}  # which stands for itself
+    assert f"real {float(one['outcome'].sel(control='real')):.3f}" in view.words.value
+
+
 def test_a_query_that_the_reading_did_not_ask_is_said(opened):
     result, _ = opened
     view = OrderView(result)

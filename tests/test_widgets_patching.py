@@ -158,6 +158,45 @@ def test_a_position_of_a_shot_is_the_pages_shot_and_back(result):
     assert one.position == "answer" and hub.shot == 0  # a place that is no shot leaves the shot alone
 
 
+def test_a_shot_that_is_shown_again_is_the_pages_shot(result):
+    """A map has places of its own for every time that a shot is shown; the page has a shot once."""
+    hub, one = Selection(result, layers=4), restoring()
+    data = one.data.assign_coords(part=["shot 0 slot", "shot 3 slot", "shot 7 slot", "answer"])
+    view = PatchingView(Reading(one.question, data, one.about), hub)
+    view.edit.value = "single parts: share by the gradient"
+    view.along.value = "shot 7 slot"
+    assert (hub.shot, view.position, view.message.value) == (3, "shot 7 slot", "") and drawn(view)
+    hub.shot = 0
+    assert view.position == "shot 0 slot" and drawn(view)
+    hub.shot = 3
+    assert view.position == "shot 3 slot" and drawn(view)
+
+
+def test_people_count_shots_from_one_and_names_stay(result):
+    hub = Selection(result, layers=4)
+    view = PatchingView(restoring(), hub)
+    view.edit.value = "single parts: share by the gradient"
+    labels = [label for label, _ in view.along.options]
+    assert labels == ["shot 1 slot", "shot 4 slot", "shot 4 label", "answer"] == list(view.map.layout.yaxis.ticktext)
+    view.along.label = "shot 4 slot"
+    assert (hub.shot, view.position, view.along.value) == (3, "shot 3 slot", "shot 3 slot")
+    assert "shot 4 slot" in view.cell.layout.title.text and drawn(view)
+
+
+def test_what_the_page_refuses_is_drawn_all_the_same(result):
+    hub = Selection(result, layers=4, heads=2)
+    view = PatchingView(headed(), hub)
+    view.along.value = "5"
+    assert "head must be" in view.message.value and hub.head == 0 and view.position == "5" and drawn(view)
+
+
+def drawn(view):
+    """Is the cell that is drawn the one that the sliders say?"""
+    at = view._ys().index(view.along.value), view._xs().index(view.across.value)
+    same = cells.cell_figure(view.reading, view.sheet, *at).layout.title.text == view.cell.layout.title.text
+    return same and (view.map.data[1].y[0], view.map.data[1].x[0]) == at
+
+
 def test_views_agree_on_the_layer_whatever_the_order(result):
     rng = np.random.default_rng(3)
     moves = [("hub", 1), ("one", 2), ("two", 0), ("hub", 3)]

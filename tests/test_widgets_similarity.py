@@ -1,5 +1,6 @@
 """Shots replaced by nearer and farther ones on a page: what is put there is what the model is asked, beside what the labels say."""
 
+import re
 import threading
 import time
 from functools import cache
@@ -182,7 +183,26 @@ def test_a_stored_run_replays_its_selections(opened):
             assert (
                 real == pytest.approx(float(one.read()[0]), abs=2e-5) and f"real vectors {real:.3f}" in view.words.value
             )
+            true = float(re.search(r" u; true: (\S+)\.<", view.words.value)[1])
+            assert true == float(f"{study.task.targets[study.task.ids.index(query)]:.4g}")
     assert view.message.value == "" and "under these shots" in view.static() and "<script" not in view.static()
+
+
+def test_a_stored_run_of_classes_replays_its_selections(tmp_path):
+    result = run(classes=True)
+    result.save(tmp_path / "run")
+    reading = similarity(result.study, "random-projection", counts=(5,), queries=None)
+    reading.save(tmp_path / "run" / "readings" / "similarity.nc")
+    view = SimilarityView(open_run(tmp_path / "run"))
+    view.query.value, view.which.value = view.query.options[1], "farthest"
+    one = reading.data.sel(query=view.query.value, seed=view.seed.value, selection="farthest")
+    assert view.message.value == "" and [c["name"] for c in view.shots.cards] == one["shown_item"].values.tolist()
+    assert {c["label"] for c in view.shots.cards} <= {"yes", "no"}  # which stands for itself
+    said = {c: f"{float(one['outcome'].sel(control=c)):.3f}" for c in ("real", "noise", "text")}
+    answers = f"real vectors {said['real']}, noise vectors {said['noise']}, the item as text {said['text']} log-odds of the true class;"
+    assert answers in view.words.value and "text vectors" not in view.words.value
+    names = ", ".join(f"{n} of the shots {one['simple'].sel(predictor=n).item()}" for n in one["predictor"].values)
+    assert f"; {names}; true: {one['target'].item()}." in view.words.value  # of classes, which have no units
 
 
 def test_names_from_data_do_nothing(opened):

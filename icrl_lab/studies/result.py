@@ -144,17 +144,28 @@ class StudyResult:
         label, table = next(iter(study.conditions(self.summary())))
         return study.arms(table, self.baselines(), metric, units=self.manifest["task"]["units"], title=label)
 
-    def parity(self, arm: str, control: str = "real") -> go.Figure:
-        """Predicted against measured for one arm."""
+    def parity(self, arm: str, control: str = "real", **condition: Any) -> go.Figure:
+        """Predicted against measured for one arm in one condition; the title names it where the arm has several.
+
+        condition  values of with_text, labels, shots, selection, order; without any, the first with true labels
+        """
         from icrl_lab.plots import study
 
-        rows = self.predictions.query("arm == @arm and control == @control")
+        if unknown := [name for name in condition if name not in (*SHARED, *TOLD)]:
+            raise DataError(f"a prediction has no condition {unknown[0]!r}; {nearest(unknown[0], (*SHARED, *TOLD))}")
+        rows = self._rows(self.predictions, "arm", arm).query("control == @control")
         if not len(rows):
-            raise DataError(
-                f"no predictions of arm {arm!r} under {control!r}; {nearest(arm, self.predictions['arm'].unique())}"
-            )
-        about = self.manifest["task"]
-        return study.parity(rows, about["units"], about["property"], title=f"{arm}, {control}")
+            known = self.predictions.query("arm == @arm")["control"].unique()
+            raise DataError(f"no predictions of arm {arm!r} under {control!r}; {nearest(control, known)}")
+        parts = sorted(study.conditions(rows), key=lambda part: part[1]["labels"].iloc[0] != "true")
+        found = [(w, part) for w, part in parts if all(part[c].iloc[0] == v for c, v in condition.items())]
+        if not found:
+            has = "; ".join(words for words, _ in parts if words) or "one condition only"
+            asked = ", ".join(f"{name}={value!r}" for name, value in condition.items())
+            raise DataError(f"no predictions of arm {arm!r} under {control!r} are of {asked}; there are: {has}")
+        (words, rows), about = found[0], self.manifest["task"]
+        title = ", ".join(filter(None, [arm, control, words]))
+        return study.parity(rows, about["units"], about["property"], title=title)
 
     # doors to the probes; see icrl_lab.probes
 
@@ -269,6 +280,18 @@ class StudyResult:
         from icrl_lab import tables
 
         return tables.html(self.summary(), self.baselines(), units=self.manifest["task"]["units"])
+
+
+def counted(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Predictions as every metric counts them: one that failed is its `reference`, the mean (of classes the majority) of its shots;
+    the column `failed` says which did."""
+    import pandas as pd
+
+    given, number = predictions["prediction"], predictions["target"].dtype.kind in "fi"
+    given = pd.to_numeric(given, errors="coerce") if number else given.astype(object)
+    failed = given.isna() | (predictions["status"] != "ok" if "status" in predictions else False)
+    shots = predictions["reference"] if "reference" in predictions else pd.Series(None, predictions.index, given.dtype)
+    return predictions.assign(prediction=given.mask(failed, shots), failed=failed)
 
 
 def open_run(path: str | os.PathLike, *, live: bool = False, progress: bool | None = None) -> StudyResult:

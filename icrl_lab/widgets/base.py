@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from icrl_lab.errors import IcrlError
+from icrl_lab.studies.result import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +114,11 @@ class View(w.VBox):
         bundle = super()._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data is not None:
-            data["text/html"] = self.static()
+            try:
+                data["text/html"] = self.static()
+            except Exception as error:  # the view itself is whole, and matters more than its still
+                words = html.escape(f"{type(error).__name__}: {error}")
+                data["text/html"] = f"<p>A picture of this view where nothing runs could not be drawn ({words}).</p>"
         return bundle
 
     def static(self) -> str:
@@ -122,6 +127,19 @@ class View(w.VBox):
 
         pictures = "".join(svg(figure) for figure in self.figures())
         return f"<div><h3>{html.escape(self.title)}</h3>{pictures}</div>"
+
+
+def digits(result: StudyResult, decimals: int = 2) -> str:
+    """The format of numbers in a run's units: so many decimals, or three significant digits where its targets are small."""
+    target = result.predictions["target"]
+    return ".3g" if target.dtype.kind in "fi" and target.abs().max() < 0.1 else f".{decimals}f"
+
+
+def measured(value: Any) -> str:
+    """What was measured, to four digits or whole; a class as it is called."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
 
 
 def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
@@ -138,14 +156,14 @@ def card(result: StudyResult, item: str, rows: pd.DataFrame, units: str) -> str:
         if picture
         else ""
     )
-    mine = rows[rows["item"].astype(str) == item]
+    mine = counted(rows[rows["item"].astype(str) == item])
     said = ""
     if len(mine):
-        guess = mine["prediction"]
-        guess = f"{guess.astype(float).mean():.2f}" if mine["target"].dtype.kind in "fi" else ", ".join(map(str, guess))
-        said = (
-            f"measured {html.escape(str(mine['target'].iloc[0]))}, predicted {html.escape(guess)} {html.escape(units)}"
-        )
+        answers, failed = mine["prediction"][~mine["failed"]], int(mine["failed"].sum())
+        number = mine["target"].dtype.kind in "fi"
+        guess = f"{answers.mean():{digits(result)}}" if number else ", ".join(map(str, answers))
+        said = f"measured {measured(mine['target'].iloc[0])}" + (f", predicted {guess}" if len(answers) else "")
+        said = html.escape(f"{said} {units}" + (f", failed in {failed} of {len(mine)} seeds" if failed else ""))
     name = html.escape(item) + (f"<br>{html.escape(text)}" if text and text != item else "")
     return f'<div class="icrl-card" style="max-width:280px;overflow-wrap:anywhere">{shown}<div><b>{name}</b><br>{said}</div></div>'
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from icrl_lab.plots import clouds, geometry
 from icrl_lab.plots.clouds import MANY, NAMES, PANELS, POSITIONS, Colours
+from icrl_lab.studies.result import counted
 from icrl_lab.widgets.base import View, card, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.scatter import Scatter, unit
@@ -126,9 +127,12 @@ class GeometryView(View):
             items = self.result.items
             role = dict(zip(items["id"].astype(str), items["role"].astype(str))) if len(items) else {}
             return Colours("role", "", np.array([role.get(i) or "neither" for i in self.ids]))
-        words, error = mistakes(self._rows())
+        rows = self._rows()
+        words, error = mistakes(rows)
         units = str(self.reading.about.get("target_units", "")) if words == "absolute error" else "share"
+        failed, of = int(counted(rows)["failed"].sum()), len(rows)
         told = f"{words}, {self.selection.arm}, {self.selection.control}"
+        told += f", {failed} of {of} failed" if failed else ""
         return Colours(told, units, np.array([error.get(i, np.nan) for i in self.ids], float))
 
     def _rows(self) -> pd.DataFrame:
@@ -299,9 +303,11 @@ class GeometryView(View):
 
 
 def mistakes(rows: pd.DataFrame) -> tuple[str, dict[str, float]]:
-    """How wrong predictions are, and by item: the mean absolute error, or of classes the share of wrong answers."""
+    """How wrong predictions are, and by item: the mean absolute error, or of classes the share of wrong answers; a failure counts as
+    in every metric."""
+    rows = counted(rows)
     if rows["target"].dtype.kind in "fi":
-        words, wrong = "absolute error", (rows["prediction"].astype(float) - rows["target"]).abs()
+        words, wrong = "absolute error", (rows["prediction"] - rows["target"]).abs()
     else:
         words, wrong = "wrong answers", (rows["prediction"].astype(str) != rows["target"].astype(str)).astype(float)
     return words, wrong.groupby(rows["item"].astype(str)).mean().to_dict()

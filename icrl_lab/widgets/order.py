@@ -10,7 +10,7 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.plots import order as stored_plots
-from icrl_lab.widgets.base import guarded, redraw
+from icrl_lab.widgets.base import digits, guarded, redraw
 from icrl_lab.widgets.shots import ShotsView
 
 ORDERS = {
@@ -115,10 +115,10 @@ class OrderView(ShotsView):
         """The stored order of the slider."""
         assert self.reading is not None
         data = self.reading.data.sel(query=self.query.value, seed=self.seed.value)
-        at = self.slider.value
+        at, form = self.slider.value, digits(self.result, 3)
         self.shots.order = tuple(int(i) for i in data["orders"].values[at])
         told = ", ".join(
-            f"{c} {float(data['outcome'].sel(control=c)[at]):.3f}" for c in data["control"].values.tolist()
+            f"{c} {float(data['outcome'].sel(control=c)[at]):{form}}" for c in data["control"].values.tolist()
         )
         arm, units = (str(self.reading.about.get(key, "")) for key in ("arm", "units"))
         line = f"Arm {arm}, order {at + 1} of {self.slider.max + 1}: {told} {units}."

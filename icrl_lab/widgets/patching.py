@@ -16,6 +16,7 @@ import traitlets as t
 
 from icrl_lab.plots import cells, patching
 from icrl_lab.plots.cells import Sheet
+from icrl_lab.plots.words import shown_group
 from icrl_lab.widgets.base import View, changing, clicked, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 
@@ -43,7 +44,7 @@ class PatchingView(View):
         self.others = dict(patching.figures(reading))
         self.edit = w.Dropdown(options=list(self.sheets), description="edit", layout={"width": "480px"})
         self.across = w.SelectionSlider(options=self._xs(), description="layer", layout={"width": "360px"})
-        self.along = w.SelectionSlider(options=self._ys(), description="position", layout={"width": "360px"})
+        self.along = w.SelectionSlider(options=self._told(), description="position", layout={"width": "360px"})
         self.across.observe(self._slid, "value")
         self.along.observe(self._shifted, "value")
         self.observe(self._named, "position")
@@ -87,6 +88,10 @@ class PatchingView(View):
 
     def _ys(self) -> list[str]:
         return [str(v) for v in self._values(self.sheet.y)]
+
+    def _told(self) -> list[tuple[str, str]]:
+        """The positions under the names that people read, who count shots from one."""
+        return [(shown_group(y), y) for y in self._ys()]
 
     def _at(self) -> tuple[int, int]:
         """Places of the cell on (y, x)."""
@@ -150,18 +155,20 @@ class PatchingView(View):
         if name == "head" and self.sheet.y == "head" and str(number) in self._ys():
             return str(number)
         mine = SHOT.match(self.position)
-        if name == "shot" and number >= 0 and not (mine and int(mine[1]) == number):
+        if name == "shot" and number >= 0 and not (mine and self._shot(mine) == number):
             role = self.position.split()[-1] if mine else "slot"
             same = [y for y in self._ys() if y.startswith(f"shot {number} ")]
             return next((y for y in same if y.endswith(role)), same[0] if same else self.position)
         return self.position
 
+    def _shot(self, found: re.Match[str]) -> int:
+        """The page's shot of a position: where shots are shown several times, every time one has places of its own here."""
+        return int(found[1]) % self.selection.shots
+
     def _stand(self, x: str, y: str) -> None:
         """Let the sliders and `position` say where the view is; nobody has moved them."""
-        for slider, callback, options, value in (
-            (self.across, self._slid, self._xs(), x),
-            (self.along, self._shifted, self._ys(), y),
-        ):
+        many: Any = ((self.across, self._slid, self._xs(), x), (self.along, self._shifted, self._told(), y))
+        for slider, callback, options, value in many:
             slider.unobserve(callback, "value")
             if list(slider.options) != options:
                 slider.options = options
@@ -187,14 +194,16 @@ class PatchingView(View):
         self._stand(x, y)
         low, high = _layers(self._values(self.sheet.x)[self._xs().index(x)])
         shot = SHOT.match(y)
-        with self.selection.hold_trait_notifications():
-            if not low <= self.selection.layer <= high:
-                self.selection.layer = low
-            if shot:
-                self.selection.shot = int(shot[1])
-            if self.sheet.y == "head":
-                self.selection.head = int(y)
-        self.refresh()
+        try:
+            with self.selection.hold_trait_notifications():
+                if not low <= self.selection.layer <= high:
+                    self.selection.layer = low
+                if shot:
+                    self.selection.shot = self._shot(shot)
+                if self.sheet.y == "head":
+                    self.selection.head = int(y)
+        finally:  # what stands here is what is drawn, whatever the page makes of it
+            self.refresh()
 
     @clicked
     def _clicked(self, trace: Any, points: Any, state: Any) -> None:

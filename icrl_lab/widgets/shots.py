@@ -22,7 +22,7 @@ from icrl_lab.plots import style
 from icrl_lab.plots.molecules import drawing
 from icrl_lab.probes import live
 from icrl_lab.probes.scene import cell_of
-from icrl_lab.widgets.base import View, guarded, redraw
+from icrl_lab.widgets.base import View, digits, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.live import Job, Runner
 from icrl_lab.widgets.reading import ReadingView
@@ -242,8 +242,8 @@ class ShotsView(View):
         rows = self.result.items
         found = rows[rows["id"].astype(str) == name] if len(rows) else rows
         assert self.reading is not None
-        if len(found) and self.reading.about.get("labels") == "true" and found["target"].dtype.kind == "f":
-            label = f"{label} = {found['target'].iloc[0]:.2f}"
+        if len(found) and self.reading.about.get("labels") == "true" and "target" in found:
+            label = f"{label} = {found['target'].iloc[0]:{digits(self.result)}}"
         return self._card(name, str(found["text"].iloc[0]) if len(found) and "text" in found else name, label, note)
 
     def predicted(self, items: Sequence[str]) -> str:
@@ -255,7 +255,7 @@ class ShotsView(View):
         frame = frame[mine & (frame["labels"] == about.get("labels")) & (frame["shot_items"] == ";".join(items))]
         if self.result.predictions["target"].dtype.kind not in "fi":
             return ""
-        told = []
+        told, form = [], digits(self.result, 3)
         for control in self._coordinate("control"):
             arm, name = ("text", "real") if control == "text" else (about.get("arm"), control)
             rows = frame[(frame["arm"] == arm) & (frame["control"] == name)]
@@ -263,7 +263,7 @@ class ShotsView(View):
                 rows = rows[rows["with_text"] == about.get("with_text")]
             if len(rows):
                 value, low, high = (float(rows[n].iloc[0]) for n in ("prediction", "lower", "upper"))
-                told.append(f"{control} {value:.3f} [{low:.3f}, {high:.3f}]")
+                told.append(f"{control} {value:{form}} [{low:{form}}, {high:{form}}]")
         if not told:
             return "The run itself predicted nothing from just these shots, so that no predictive interval of it is stored."
         bars = "brackets: 0.025 to 0.975 quantiles of the predictive distribution, no error of the estimate"
@@ -278,7 +278,8 @@ class ShotsView(View):
         if study.task.targets is None:
             return list(group.written)
         says = study.material.shown_targets(group, cell)
-        return [f"{word} = {value:.2f}" for word, value in zip(group.written, says)]
+        form = digits(self.result)
+        return [f"{word} = {value:{form}}" for word, value in zip(group.written, says)]
 
     @property
     def at(self) -> int:

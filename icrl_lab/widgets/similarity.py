@@ -13,7 +13,8 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.plots import similarity as stored_plots
-from icrl_lab.widgets.base import guarded, redraw
+from icrl_lab.plots.beside import NAMES
+from icrl_lab.widgets.base import digits, guarded, measured, redraw
 from icrl_lab.widgets.live import Runner
 from icrl_lab.widgets.shots import ShotsView
 
@@ -136,14 +137,18 @@ class SimilarityView(ShotsView):
         assert self.reading is not None
         data = self.reading.data.sel(query=self.query.value, seed=self.seed.value, selection=self.which.value)
         self.shots.show(self._stood(data))
-        units = str(self.reading.about.get("units", ""))
-        told = [f"{c} vectors {float(data['outcome'].sel(control=c)):.3f}" for c in data["control"].values.tolist()]
+        units, form = str(self.reading.about.get("units", "")), digits(self.result, 3)
+        told = [
+            f"{NAMES.get(c, c)} {float(data['outcome'].sel(control=c)):{form}}" for c in data["control"].values.tolist()
+        ]
+        simple = []
         for name in data["predictor"].values.tolist() if "simple" in data else []:
             value = data["simple"].sel(predictor=name).item()
-            told.append(
-                f"{name} of the shots {value:.3f}" if isinstance(value, float) else f"{name} of the shots {value}"
-            )
-        line = f"Arm {self.reading.about.get('arm', '')}, {self.which.value} shots: {', '.join(told)} {units}; true: {data['target'].item()}."
+            simple.append(f"{name} of the shots {f'{value:{form}}' if isinstance(value, float) else value}")
+        if "simple" in data and data["simple"].dtype.kind == "f":  # a class has no units
+            told, simple = told + simple, []
+        parts = [f"{', '.join(told)} {units}", ", ".join(simple), f"true: {measured(data['target'].item())}"]
+        line = f"Arm {self.reading.about.get('arm', '')}, {self.which.value} shots: {'; '.join(filter(None, parts))}."
         own = [str(i) for i in data["shown_item"].values] if "shown_item" in data else []
         self._say_stored(line, self.predicted(own))
         redraw(self.figure, stored_plots.replay(self.reading, self.query.value, self.seed.value, self.which.value))

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
+import numpy as np
 
 from icrl_lab.plots import study as plots
 from icrl_lab.plots import style
-from icrl_lab.widgets.base import View, card, clicked, guarded, redraw
+from icrl_lab.studies.result import counted
+from icrl_lab.widgets.base import View, card, clicked, digits, guarded, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.selection import Selection
 
@@ -24,7 +26,8 @@ WORST = 8
 
 
 class StudyView(View):
-    """The study of a run. Choosing an arm and a control moves every view of the page; a click on a point pins its item."""
+    """The study of a run. Choosing an arm and a control moves every view of the page, a condition what is shown here; a click on a
+    point pins its item."""
 
     title = "What the study found"
     follows = ("arm", "control", "query", "items")
@@ -33,7 +36,8 @@ class StudyView(View):
         super().__init__(selection or Selection(result), **layout)
         self.result = result
         self.units, self.property = (str(result.manifest["task"].get(k, "")) for k in ("units", "property"))
-        self.summaries = dict(plots.conditions(result.summary()))
+        self.summary = result.summary()
+        self.summaries = dict(plots.conditions(self.summary))
         first = next(iter(self.summaries.values()))
         shown = [m for m in plots.METRICS if m in first]
         self.metric = w.Dropdown(options=[(plots.METRICS[m], m) for m in shown], description="metric")
@@ -70,17 +74,39 @@ class StudyView(View):
         table = self.summaries[self.condition.value]
         return plots.arms(table, self.result.baselines(), self.metric.value, self.units, self.condition.value)
 
+    def cell(self) -> tuple[str, pd.Series | None]:
+        """The summary of the arm and control in the chosen condition, and in words what sets it apart from their other cells; None
+        for what was never asked."""
+        table, s = self.summary, self.selection
+        mine = table[(table["arm"] == s.arm) & (table["control"] == s.control)]
+        for words, rows in plots.conditions(mine):
+            there = rows[rows.index.isin(self.summaries[self.condition.value].index)]
+            if len(there):
+                return words, there.iloc[0]
+        return "", None
+
     def rows(self) -> pd.DataFrame:
-        """The predictions that are shown: those of the selection, of the first condition where there are several."""
-        frame = self.selection.to_dataframe()
-        for column in ("with_text", "labels", "shots", "selection", "order"):
-            if frame[column].nunique() > 1:
-                frame = frame[frame[column] == frame[column].iloc[0]]
-        return frame
+        """The predictions that are shown: those of the selection in the chosen condition."""
+        frame, (_, cell) = self.selection.to_dataframe(), self.cell()
+        if cell is None:
+            return frame.iloc[:0]
+        return frame[np.all([frame[c] == cell[c] for c in plots.CONDITIONS if c in cell], axis=0)]
+
+    def missing(self) -> str:
+        """Why there is nothing to show of the selection, in a sentence; "" where there is something."""
+        s, table = self.selection, self.summary
+        if self.cell()[1] is None:
+            elsewhere = ((table["arm"] == s.arm) & (table["control"] == s.control)).any()
+            where = f", {self.condition.value}" if elsewhere else ""
+            return f"{s.arm} was not asked under {s.control}{where}."
+        return "" if len(self.rows()) else "None of the selected items was asked about."
 
     def _parity(self) -> go.Figure:
         rows = self.rows()
-        title = f"{self.selection.arm}, {self.selection.control}"
+        title = ", ".join(filter(None, [self.selection.arm, self.selection.control, self.cell()[0]]))
+        if not len(rows):
+            bare = {"xaxis": {"visible": False}, "yaxis": {"visible": False}}
+            return style.finish(style.graph_objects().Figure(layout=bare), title, self.missing(), 60)
         if ("accuracy" in self.metric.options and len(self.metric.options) == 1) or rows[
             "target"
         ].dtype.kind not in "fi":
@@ -100,19 +126,23 @@ class StudyView(View):
             box.value = getattr(self.selection, box.description)
         if redraw(self.parity_figure, self._parity()):
             self._listen()
+        if not len(self.rows()):
+            self.say(self.missing())
         self._list_errors()
         self.item.value = card(self.result, self.selection.query, self.rows(), self.units)
 
     def _list_errors(self) -> None:
-        rows = self.rows()
-        if rows["target"].dtype.kind not in "fi":
-            wrong = rows[rows["target"].astype(str) != rows["prediction"].astype(str)]
-            counts = wrong.groupby("item", sort=False).size().sort_values(ascending=False, kind="stable")
-            options = [(f"{item}: wrong in {n} seeds", item) for item, n in counts.head(WORST).items()]
-        else:
-            error = (rows["prediction"].astype(float) - rows["target"]).abs().groupby(rows["item"], sort=False).mean()
-            worst = error.sort_values(ascending=False, kind="stable").head(WORST)
-            options = [(f"{item}: off by {value:.2f} {self.units}", item) for item, value in worst.items()]
+        rows = counted(self.rows())
+        number, form = rows["target"].dtype.kind in "fi", digits(self.result)
+        differ = rows["target"].astype(str) != rows["prediction"].astype(str)
+        each = ((rows["prediction"] - rows["target"]).abs() if number else differ).groupby(rows["item"], sort=False)
+        wrong = each.mean() if number else each.sum()
+        lost = rows["failed"].groupby(rows["item"]).agg(["sum", "size"])
+        options = []
+        for item, value in wrong[wrong > 0].sort_values(ascending=False, kind="stable").head(WORST).items():
+            words = f"off by {value:{form}} {self.units}" if number else f"wrong in {value} seeds"
+            failed, of = lost.loc[item]
+            options.append((f"{item}: {words}" + (f", failed in {failed} of {of} seeds" if failed else ""), item))
         self.errors.unobserve(self._picked, "value")  # a list that is made anew has not been clicked
         self.errors.options = options
         self.errors.value = self.selection.query if self.selection.query in dict(options).values() else None
@@ -129,6 +159,7 @@ class StudyView(View):
     @guarded
     def _filtered(self, change: Any) -> None:
         redraw(self.arms_figure, self._arms())
+        self.refresh()
 
     @guarded
     def _chosen(self, change: Any) -> None:
