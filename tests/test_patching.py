@@ -9,6 +9,7 @@ import pytest
 
 from icrl_lab.engine import attention
 from icrl_lab.errors import DataError, StudyError
+from icrl_lab.plots import cells
 from icrl_lab.plots import patching as plots
 from icrl_lab.plots.svg import svg
 from icrl_lab.probes import changing, coalitions
@@ -401,6 +402,24 @@ def test_hostile_names_do_nothing():
         assert "<img" not in figure.to_json() and "<script" not in figure.to_json()
     with pytest.raises(DataError, match="no figure of patching for readings of the kind 'head'; did you mean 'heads'"):
         plots.figure(Reading("patching", found.data, {**found.about, "kind": "head"}))
+
+
+@pytest.mark.parametrize("kind", ["restore", "heads"])
+def test_figures_count_shots_from_one(kind):
+    found = read(kind)
+    groups = ["shot 0 slot", *found["group"].values[1:].tolist()]
+    named = Reading("patching", found.data.assign_coords(group=groups), found.about)
+    drawn = plots.figures(named)
+    for name, sheet in cells.sheets(named).items():
+        drawn |= {
+            f"{name}, map": cells.sheet_figure(named, sheet),
+            f"{name}, cell": cells.cell_figure(named, sheet, 0, 0),
+        }
+    told = [figure.to_json() for figure in drawn.values()]
+    assert "shot 1 slot" in told[0] and not any("shot 0 " in said for said in [*told, *cells.sheets(named)])
+    if kind == "restore":
+        slots = [y for y in drawn["parts"].data[0].y if y.startswith("shot") and y.endswith("slot")]
+        assert slots == [f"shot {n} slot" for n in range(1, len(slots) + 1)]
 
 
 @pytest.mark.real

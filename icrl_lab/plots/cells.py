@@ -16,6 +16,7 @@ import numpy as np
 
 from icrl_lab.plots import style
 from icrl_lab.plots.patching import EDIT, SCALE, WITHOUT
+from icrl_lab.plots.words import shown_group
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -79,7 +80,7 @@ def sheets(reading: Reading) -> dict[str, Sheet]:
         ]
     if kind == "heads":
         for group in data["group"].values.tolist():
-            at, words = (("group", group),), f"clean head outputs put in at the {group}"
+            at, words = (("group", group),), f"clean head outputs put in at the {shown_group(group)}"
             if np.isfinite(data["share"].sel(group=group)).any():
                 found.append(Sheet(f"{words}: restored share", "layer", "head", at, "share", PAIR, "beyond_q"))
             if "gradient" in data:
@@ -157,7 +158,7 @@ def _frame(title: str, caption: str, height: int) -> dict[str, Any]:
 
 def names(data: xr.Dataset, dim: str) -> list[str]:
     """The places of an axis as they are written."""
-    return [style.safe(v, 24) for v in data[dim].values.tolist()]
+    return [style.safe(shown_group(str(v)), 24) for v in data[dim].values.tolist()]
 
 
 def where(reading: Reading) -> str:
@@ -234,7 +235,7 @@ def cell_range(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> list[float]:
 
 def cell_title(reading: Reading, data: xr.Dataset, sheet: Sheet, i: int, j: int) -> str:
     """Where the cell is, its test in words, n and how the intervals were made."""
-    title = _at(sheet, *(str(data[d].values[k]) for d, k in ((sheet.y, i), (sheet.x, j))))
+    title = _at(sheet, *(shown_group(str(data[d].values[k])) for d, k in ((sheet.y, i), (sheet.x, j))))
     how = str(reading.about.get("interval", "")).split(";")[0].split(",")[0]
     lines = [verdict(data, sheet, i, j), f"n = {reading.about.get('n', '')}. Bars: {how}."]
     wrapped = [style.safe(part) for line in lines for part in textwrap.wrap(line, NARROW // 7)][:LINES]

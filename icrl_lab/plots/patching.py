@@ -9,6 +9,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.plots.words import shown_group
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -99,7 +100,8 @@ def _words(data: xr.Dataset, name: str, effect: str | None = None, q: str | None
     out = np.empty(value.shape, object)
     for at in np.ndindex(value.shape):
         where = ", ".join(
-            f"{'' if d in ('group', 'part') else d + ' '}{style.safe(data[d].values[i], 40)}" for d, i in zip(dims, at)
+            f"{'' if d in ('group', 'part') else d + ' '}{style.safe(shown_group(str(data[d].values[i])), 40)}"
+            for d, i in zip(dims, at)
         )
         text = f"<b>{where}</b><br>share {value[at]:.2f} [{low[at]:.2f}, {high[at]:.2f}]"
         if q is not None and np.isfinite(data[q].values[at]):
@@ -137,7 +139,10 @@ def _off(reading: Reading) -> str:
 def restored(reading: Reading) -> go.Figure:
     """Restored share by depth and group of positions, with clean states and with random directions of the same length."""
     data = reading.data
-    depth, group = [str(d) for d in data["depth"].values], [style.safe(g, 20) for g in data["group"].values]
+    depth, group = (
+        [str(d) for d in data["depth"].values],
+        [style.safe(shown_group(g), 20) for g in data["group"].values],
+    )
     reach = _reach(data["share"].values, data["placebo"].values)
     made = _panels(1, ("clean states", "placebo: random directions"), 2)
     for column, (name, effect) in enumerate((("share", "effect"), ("placebo", "placebo_effect")), 1):
@@ -161,7 +166,7 @@ def parts(reading: Reading) -> go.Figure:
     data = reading.data
     order = np.argsort([0 if p.endswith("slot") and p.startswith("shot") else 1 if p.startswith("shot") else 2 for p in data["part"].values.tolist()], kind="stable")  # fmt: skip
     data = data.isel(part=order)
-    names, place = [style.safe(p, 20) for p in data["part"].values], data["place"].values.tolist()
+    names, place = [style.safe(shown_group(p), 20) for p in data["part"].values], data["place"].values.tolist()
     words = _words(data, "fine", "fine_effect")
     exact = np.isfinite(data["verified"].values) if "verified" in data else np.zeros(words.shape, bool)
     for i, j in np.argwhere(exact):
@@ -196,7 +201,7 @@ def agreement(reading: Reading) -> go.Figure:
         colour, shape = style.COLOURS[i % 7], style.SHAPES[i % 7]
         made.add_trace(
             go.Scatter(
-                x=exact[i][fine[i]], y=linear[i][fine[i]], mode="markers", name=style.safe(group, 30),
+                x=exact[i][fine[i]], y=linear[i][fine[i]], mode="markers", name=style.safe(shown_group(group), 30),
                 marker={"color": colour, "symbol": shape, "size": 8, "opacity": 0.85}, customdata=words[i][fine[i]],
                 hovertemplate="%{customdata}<br>by the gradient %{y:.2f}<extra></extra>",
             )
@@ -218,8 +223,9 @@ def heads(reading: Reading) -> go.Figure:
     for group in data["group"].values.tolist():
         tested = bool(np.isfinite(data["share_q"].sel(group=group).values).any())
         first = ("share", "effect", "clean outputs") if tested else ("gradient", "gradient_effect", "by the gradient")
-        panels += [(group, first[0], first[1], f"{group}: {first[2]}")]
-        panels += [(group, "placebo", "placebo_effect", f"{group}: placebo, random directions")] if tested else []
+        named = shown_group(group)
+        panels += [(group, first[0], first[1], f"{named}: {first[2]}")]
+        panels += [(group, "placebo", "placebo_effect", f"{named}: placebo, random directions")] if tested else []
     made = _panels(len(panels), [style.safe(p[3], 60) for p in panels], gap=0.26 / len(panels))
     block, head = data["layer"].values.tolist(), data["head"].values.tolist()
     reach = _reach(*(data[name].sel(group=group).values for group, name, _, _ in panels))
