@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from icrl_lab.plots import still
 from icrl_lab.plots.svg import svg
+from icrl_lab.plots.svg_marks import scale
 
 
 def numbers(page: str, tag: str, name: str) -> np.ndarray:
@@ -51,6 +52,15 @@ def test_a_heat_map_is_centred_where_it_says():
     assert sum(map(len, cells.values())) == 5
     low, middle, high = (cells[c][0] for c in ("#0000ff", "#c8c8c8", "#ff0000"))
     assert float(low[0]) < float(middle[0]) < float(high[0]) and low[1] == middle[1] == high[1]
+
+
+def test_colours_of_a_scale_may_be_written_in_different_ways():
+    """Hex digits, rgb and rgba in one scale: each is met at its place, and half way between two lies their mean."""
+    stops = [[0, "#D55E00"], [0.5, "rgba(200,200,200,0.35)"], [0.75, "rgb(0, 0, 0)"], [1, "#0072B2"]]
+    found = [scale(stops, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert found == ["#d55e00", "rgba(206,147,100,0.68)", "rgba(200,200,200,0.35)", "#000000", "#0072b2"]
+    assert scale([[0, "#fff"], [1, "#FF000080"]], 0.0) == "#ffffff"
+    assert scale([[0, "no colour"], [1, "url(x)"]], 0.5) == "#666666"
 
 
 def test_intervals_are_drawn_and_missing_values_are_not():

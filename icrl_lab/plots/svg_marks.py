@@ -272,31 +272,35 @@ def colours_of(marker: dict, n: int, fallback: Any) -> list[str]:
 
 
 def scale(given: Any, share: float) -> str:
-    """A colour of a colour scale; cividis where none is given as stops."""
-    from plotly.colors import sample_colorscale
-
-    share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    """A colour of a colour scale, given as stops or by plotly's name; cividis where none is given."""
     if given is None or isinstance(given, str):
-        return _hex(sample_colorscale(given or "Cividis", [share])[0])
-    stops = [list(stop) for stop in given]
-    if not any("rgba" in str(colour) for _, colour in stops):
-        return _hex(sample_colorscale(stops, [share])[0])
-    parts = np.array([[float(part) for part in re.findall(r"[0-9.]+", str(colour))] for _, colour in stops])
-    red, green, blue, thick = (np.interp(share, [place for place, _ in stops], part) for part in parts.T)
-    return f"rgba({red:.0f},{green:.0f},{blue:.0f},{thick:.2f})"  # plotly's own sampling loses how thin a colour is
+        from plotly.colors import get_colorscale
+
+        given = get_colorscale(given or "Cividis")
+    share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    places, parts = [stop[0] for stop in given], np.array([_parts(stop[1]) for stop in given])
+    red, green, blue, thick = (float(np.interp(share, places, part)) for part in parts.T)
+    if thick == 1:
+        return f"#{round(red):02x}{round(green):02x}{round(blue):02x}"
+    return f"rgba({red:.0f},{green:.0f},{blue:.0f},{thick:.2f})"
 
 
-def _hex(colour: str) -> str:
-    """rgb(...) as plotly samples it, in seven characters."""
-    found = re.fullmatch(r"rgb\((\d+), *(\d+), *(\d+)\)", colour)
-    return "#" + "".join(f"{int(part):02x}" for part in found.groups()) if found else safe(colour)
+def _parts(colour: Any) -> tuple[float, float, float, float]:
+    """Red, green and blue up to 255, and how thick a colour is up to 1; grey for what is no colour of hex digits or numbers."""
+    plain = str(colour)
+    if found := re.fullmatch(r"#([0-9A-Fa-f]{3,4})", plain):
+        plain = "#" + "".join(2 * digit for digit in found[1])
+    if re.fullmatch(r"#([0-9A-Fa-f]{6}|[0-9A-Fa-f]{8})", plain):
+        red, green, blue, *thick = (int(plain[i : i + 2], 16) for i in range(1, len(plain), 2))
+        return red, green, blue, thick[0] / 255 if thick else 1.0
+    if plain.startswith("rgb") and len(numbers := [float(n) for n in re.findall(r"[0-9.]+", plain)]) in (3, 4):
+        return numbers[0], numbers[1], numbers[2], numbers[3] if len(numbers) == 4 else 1.0
+    return _parts(INK)
 
 
 def _contrast(colour: str) -> str:
     """Dark or light words for a cell; a thin colour lies on the page, whose ink they take."""
-    parts = [float(part) for part in re.findall(r"[0-9.]+", colour)] if colour.startswith("rgb") else []
-    if colour.startswith("#") and len(colour) == 7:
-        parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    if len(parts) < 3 or (len(parts) > 3 and parts[3] < 0.6):
+    red, green, blue, thick = _parts(colour)
+    if thick < 0.6:
         return INK
-    return "#111" if 0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2] > 140 else "#fff"
+    return "#111" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fff"
