@@ -1,6 +1,8 @@
 """Plain pictures: where plotly would put a mark, in its colour, with nothing of the data as markup."""
 
+import ast
 import re
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -8,7 +10,7 @@ import plotly.io as pio
 import pytest
 from plotly.subplots import make_subplots
 
-from icrl_lab.plots import still
+from icrl_lab.plots import still, style
 from icrl_lab.plots.svg import svg
 from icrl_lab.plots.svg_marks import scale
 
@@ -165,6 +167,41 @@ def test_every_symbol_is_drawn_once_a_point_around_its_point(symbol):
     plain = svg(figure.update_traces(marker_symbol="circle"))
     starts = np.array(list(dict.fromkeys(re.findall(r"M([-0-9.]+?) ?(-?[0-9.]+)[mh]", d))), float)
     assert np.allclose(starts, discs(plain, "#0072B2"))
+
+
+def is_symbol(word: str) -> bool:
+    try:
+        return go.scatter.Marker(symbol=word).symbol == word
+    except ValueError:
+        return False
+
+
+def used_symbols() -> list[str]:
+    """Every symbol of plotly's that figures of the lab name, and the open shape of each that has one."""
+    files = [path for path in Path(still.__file__).parent.glob("*.py") if not path.name.startswith("svg")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    said = {
+        n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+    named = {word for word in said if word.replace("-", "").isalpha() and is_symbol(word)}
+    opened = {f"{name}-open" for name in named & {*style.SHAPES, *(shape for _, shape in style.CONTROLS.values())}}
+    return sorted(named | opened)
+
+
+def test_every_symbol_that_figures_use_is_a_mark_of_its_own():
+    pictures = {}
+    for symbol in used_symbols():
+        marker = {"symbol": symbol, "color": "#0072B2", "size": 10, "line": {"width": 1.5, "color": "#0072B2"}}
+        pictures[symbol] = svg(go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="markers", marker=marker)))
+    assert {"star-diamond", "line-ew", "x-thin", "circle-x-open", "x-open", "star"} <= set(pictures)
+    assert len(set(pictures.values())) == len(pictures)
+
+
+@pytest.mark.parametrize("symbol", ["line-ew", "x-thin"])
+def test_a_symbol_that_is_only_a_line_has_the_look_of_the_markers_line(symbol):
+    marker = {"symbol": symbol, "size": 9, "line": {"color": "#E69F00", "width": 2.5}}
+    page = svg(go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="markers", marker=marker)))
+    assert re.search(r'<g stroke-width="2.5" fill="none"><path d="[^"]+" stroke="#E69F00"/>', page)
 
 
 def test_decades_are_named_and_lie_where_their_values_do():

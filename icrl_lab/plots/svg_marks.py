@@ -84,7 +84,9 @@ def scatter(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
         alike: dict[tuple[str, str], list[str]] = {}  # marks that look alike are one path
         for i, ((a, b), colour) in enumerate(zip(points, colours)):
             if math.isfinite(a) and math.isfinite(b):
-                piece, *kind = _point(str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour)
+                piece, *kind = _point(
+                    str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour, marker.get("line") or {}
+                )
                 alike.setdefault((kind[0], kind[1]), []).append(piece)
         shapes: dict[str, list[str]] = {}  # and paths that differ in colour alone share the rest
         for (ink, rest), pieces in alike.items():
@@ -119,28 +121,40 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{brief(a)},{brief(b)}" for a, b in points)
 
 
-_OUTLINES = {  # corners of a symbol of radius 1; what is in neither table is drawn as a circle
+_OUTLINES = {  # corners of a symbol of radius 1
     "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
     "triangle-up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
     "triangle-down": ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+    "star": tuple(
+        ((r := (1.4, 0.55)[i % 2]) * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i in range(10)
+    ),
+    "star-diamond": ((0, -1.5), (0.45, -0.45), (1.5, 0), (0.45, 0.45), (0, 1.5), (-0.45, 0.45), (-1.5, 0), (-0.45, -0.45)),
+    "x-open": tuple((0.57 * u, 0.57 * v) for u, v in ((0, -1), (1, -2), (2, -1), (1, 0), (2, 1), (1, 2), (0, 1), (-1, 2), (-2, 1), (-1, 0), (-2, -1), (-1, -2))),
+    "cross-open": tuple((0.4 * u, 0.4 * v) for u, v in ((1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3))),
+}  # fmt: skip
+_STROKES = {
+    "x": ((-1, -1, 1, 1), (-1, 1, 1, -1)),
+    "cross": ((0, -1.2, 0, 1.2), (-1.2, 0, 1.2, 0)),
+    "x-thin": ((-1, -1, 1, 1), (-1, 1, 1, -1)),
+    "line-ew": ((-1.4, 0, 1.4, 0),),
 }
-_STROKES = {"x": ((-1, -1, 1, 1), (-1, 1, 1, -1)), "cross": ((0, -1.2, 0, 1.2), (-1.2, 0, 1.2, 0))}
+THIN = ("x-thin", "line-ew")  # nothing but a line, so they have the colour and the width of the marker's line
 
 
-def _point(symbol: str, a: float, b: float, radius: float, colour: str) -> tuple[str, str, str]:
-    """A mark as a piece of a path, the path's colour, and what else it needs to be drawn."""
+def _point(symbol: str, a: float, b: float, radius: float, colour: str, line: dict) -> tuple[str, str, str]:
+    """A mark as a piece of a path, the path's colour, and what else it needs to be drawn; a circle where the symbol is not known."""
     name, at, open_ = symbol.removesuffix("-open"), f"M{_pair(a, b)}", symbol.endswith("-open")
-    if name in _STROKES:
-        x, y, parts = 0.0, 0.0, []
-        for p, q, u, v in _STROKES[name]:
-            parts.append(f"m{_pair(radius * p - x, radius * q - y)}l{_pair(radius * (u - p), radius * (v - q))}")
-            x, y = radius * u, radius * v
-        return at + "".join(parts), f'stroke="{colour}"', 'stroke-width="2" fill="none"'
-    if not open_ and name not in _OUTLINES:  # a line of no length with round ends is a disc, with square ones a square
+    if symbol in _STROKES:
+        width = number(line.get("width")) if symbol in THIN else 2.0
+        ink = safe(line["color"]) if symbol in THIN and isinstance(line.get("color"), str) else colour
+        look = f'stroke-width="{width if math.isfinite(width) else 1:g}" fill="none"'
+        return at + _strokes(_STROKES[symbol], radius), f'stroke="{ink}"', look
+    outline = _OUTLINES.get(symbol) or _OUTLINES.get(name)
+    if not open_ and outline is None:  # a line of no length with round ends is a disc, with square ones a square
         ends, wide = ("square", 1.8) if name == "square" else ("round", 2.0)
         return f"{at}h0", f'stroke="{colour}"', f'stroke-width="{brief(wide * radius)}" stroke-linecap="{ends}"'
-    if name in _OUTLINES:
-        corners = [(radius * u, radius * v) for u, v in _OUTLINES[name]]
+    if outline is not None:
+        corners = [(radius * u, radius * v) for u, v in outline]
         first, *rest = (_pair(u - p, v - q) for (p, q), (u, v) in itertools.pairwise([(0.0, 0.0), *corners]))
         d = f"{at}m{first}l{'l'.join(rest)}z"
     elif name == "square":
@@ -149,7 +163,18 @@ def _point(symbol: str, a: float, b: float, radius: float, colour: str) -> tuple
     else:
         r, across = brief(radius), brief(2 * radius)
         d = f"{at}m-{r} 0a{r} {r} 0 1 0 {across} 0a{r} {r} 0 1 0-{across} 0z"
+        if name == "circle-x":  # the pen is back at the left end
+            d += f"m{r} 0" + _strokes(_STROKES["x"], 0.7 * radius)
     return (d, f'stroke="{colour}"', 'fill="none"') if open_ else (d, f'fill="{colour}"', 'stroke="none"')
+
+
+def _strokes(found: Sequence[Sequence[float]], radius: float) -> str:
+    """Lines (from, to) around where the pen is, one after the other."""
+    x, y, parts = 0.0, 0.0, []
+    for p, q, u, v in found:
+        parts.append(f"m{_pair(radius * p - x, radius * q - y)}l{_pair(radius * (u - p), radius * (v - q))}")
+        x, y = radius * u, radius * v
+    return "".join(parts)
 
 
 def _pair(u: float, v: float) -> str:
