@@ -169,6 +169,42 @@ def test_every_symbol_is_drawn_once_a_point_around_its_point(symbol):
     assert np.allclose(starts, discs(plain, "#0072B2"))
 
 
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_bars_with_a_place_of_their_own_stand_there(flat, turned):
+    """As what a shot adds by three methods: side by side in the row of the shot, the first one nearest to where the axis begins."""
+    wide, letters = 0.8 / 3, ("y", "x") if flat else ("x", "y")
+    figure = go.Figure()
+    for i in range(3):
+        values = dict(zip(letters, ([0, 1], [1, 2])))
+        figure.add_bar(**values, orientation="h" if flat else "v", width=wide, offset=-0.4 + wide * i)
+    span = [1.5, -0.5] if turned else [-0.5, 1.5]
+    page = svg((figure.update_yaxes if flat else figure.update_xaxes)(range=span))
+    start, size = (numbers(page, "rect", name).reshape(3, 2) for name in (("y", "height") if flat else ("x", "width")))
+    middle = start + size / 2
+    place = size[0, 0] / wide * (1 if turned == flat else -1)  # pixels from a row to the next
+    assert np.allclose(np.diff(middle, axis=0), wide * place, atol=0.2)
+    assert np.allclose(np.diff(middle, axis=1), place, atol=0.2)
+
+
+@pytest.mark.parametrize("shape", ["/", "\\", "x", "-", "|", "+", "."])
+def test_a_pattern_lies_on_its_bars_and_on_its_sign_in_the_legend(shape):
+    """Without names, which two pictures of a page could share."""
+    pattern = {"shape": ["", shape], "fgcolor": "#123456"}
+    figure = go.Figure(
+        [go.Bar(y=["a", "b"], x=[3, 1], orientation="h", marker={"color": "#0072B2", "pattern": pattern})]
+    )
+    page = svg(figure)
+    bars, place = (
+        re.findall(r"<rect ([^>]*?) fill", page),
+        r'<svg (x="[^"]+" y="[^"]+" width="[^"]+" height="[^"]+") overflow',
+    )
+    assert re.findall(place, page) == bars[1:] and 'stroke="#123456"' in page and " id=" not in page
+    figure.update_traces(marker_pattern_shape=shape, name="one").update_layout(showlegend=True)
+    assert re.findall(place, svg(figure))[0] == 'x="3.0" y="-5.0" width="14.0" height="10.0"'
+    assert "#123456" not in svg(figure.update_traces(marker_pattern_shape=""))
+
+
 def is_symbol(word: str) -> bool:
     try:
         return go.scatter.Marker(symbol=word).symbol == word

@@ -209,12 +209,16 @@ def bar(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
         return
     places = list(range(len(values))) if places is None else places
     colours = colours_of(trace.get("marker") or {}, len(values), None)
-    unit = abs(across.stop - across.start) / max(abs(across.high - across.low), 1e-9)
+    step = across.pixel(1.0) - across.pixel(0.0)
     first, share = trace.get("lane", (0.0, 1.0))
-    width = trace.get("width")
-    thick = unit * (number(width) if width is not None and np.isscalar(width) else 0.72 * share)
-    shift = 0.0 if width is not None else 0.72 * unit * (first + share / 2 - 0.5)
-    shift *= math.copysign(1, across.stop - across.start) * math.copysign(1, across.high - across.low)
+    width, offset = trace.get("width"), trace.get("offset")
+    wide = number(width) if width is not None and np.isscalar(width) else 0.72 * share
+    if offset is not None and np.isscalar(offset):
+        aside = number(offset) + wide / 2
+    else:
+        aside = 0.0 if width is not None else 0.72 * (first + share / 2 - 0.5)
+    thick, shift = abs(step) * wide, step * aside
+    pattern = (trace.get("marker") or {}).get("pattern") or {}
     bases = np.zeros(len(values)) if trace.get("base") is None else np.broadcast_to(trace["base"], len(values))
     said, points = trace.get("text"), []
     for i, (place, value, foot, colour) in enumerate(zip(places, values, bases, colours)):
@@ -224,11 +228,38 @@ def bar(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
             lo, size = min(base, b), abs(b - base)
             where = (lo, a - thick / 2, size, thick) if flat else (a - thick / 2, lo, thick, size)
             yield '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '.format(*where) + f'fill="{colour}"/>'
+            yield hatch(str(_of(pattern.get("shape") or "", i)), where, pattern.get("fgcolor") or _contrast(colour))
             word = "" if said is None else str(_of(said, i))
             if word and trace.get("textposition") == "inside":
                 middle = (lo + size / 2, a + 4) if flat else (a, lo + size / 2 + 4)
                 yield words(*middle, word, "middle", f' fill="{_contrast(colour)}"')
     yield from _errors(trace, points, [INK] * len(points), x, y)
+
+
+HATCHES = {"/": (-45,), "\\": (45,), "x": (-45, 45), "|": (0,), "-": (90,), "+": (0, 90), ".": ()}
+
+
+def hatch(shape: str, where: Sequence[float], colour: Any) -> str:
+    """A bar's pattern over `where` (left, top, width, height): dashed lines as wide as the bar, slanted and cut off at its edges.
+
+    A <pattern> would need a name, and two pictures of a page could share it.
+    """
+    if shape not in HATCHES or not (where[2] > 0.5 and where[3] > 0.5):
+        return ""
+    wide, tall = where[2:]
+    look, body = f'stroke="{safe(colour)}" fill="none"', ""
+    for turn in HATCHES[shape]:
+        if turn == 90:
+            body += f'<path d="M{brief(wide / 2)} 0v{brief(tall)}" stroke-width="{brief(wide)}" stroke-dasharray="1.2 4" {look}/>'
+        else:  # what is slanted reaches beyond both ends
+            d = f"M{brief(-tall)} {brief(tall / 2)}h{brief(wide + 2 * tall)}"
+            slant = f' transform="skewX({turn})"' if turn else ""
+            body += f'<path d="{d}" stroke-width="{brief(tall)}" stroke-dasharray="1.4 4.6" {look}{slant}/>'
+    if shape == ".":
+        rows = "".join(f"M3 {y}h{brief(wide)}" for y in range(3, max(4, round(tall)), 6))
+        body = f'<path d="{rows}" stroke-width="2" stroke-linecap="round" stroke-dasharray="0 6" {look}/>'
+    box = 'x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"'.format(*where)
+    return f'<svg {box} overflow="hidden">{body}</svg>'
 
 
 def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
