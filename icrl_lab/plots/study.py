@@ -8,6 +8,7 @@ across the figure is there one, below it.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -332,23 +333,35 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
 def confusion(predictions: pd.DataFrame, title: str = "") -> go.Figure:
     """Share of each class's items by predicted class, all seeds of one cell; failures have a column of their own."""
     go = style.graph_objects()
-    given = predictions["prediction"].astype(object).where(predictions["prediction"].notna(), "failed")
-    table = predictions.assign(prediction=given.astype(str), target=predictions["target"].astype(str))
-    counts = table.groupby(["target", "prediction"], sort=True).size().unstack(fill_value=0)
-    classes = [*counts.index, *(c for c in counts.columns if c not in counts.index)]
-    share = counts.reindex(columns=classes, fill_value=0).to_numpy(float)
-    share = share / share.sum(1, keepdims=True)
-    names = [style.safe(c, 16) for c in classes]
-    few = len(classes) <= 12
+    truth, lost = predictions["target"].astype(str), predictions["prediction"].isna()
+    said = predictions["prediction"].astype(object).where(~lost, "").astype(str)
+    rows = sorted(set(truth), key=_natural)
+    columns = [*rows, *sorted(set(said[~lost]) - set(rows), key=_natural)]
+    at = np.where(lost, len(columns), [columns.index(c) if c in columns else 0 for c in said])
+    share = np.zeros((len(rows), len(columns) + 1))
+    np.add.at(share, (np.array([rows.index(c) for c in truth]), at), 1)
+    if lost.any():
+        columns = [*columns, "failed"]
+    share = share[:, : len(columns)] / share.sum(1, keepdims=True)
+    hover = [[f"{style.safe(a)} answered as {style.safe(b)}" for b in columns] for a in rows]
     figure = go.Figure(
         go.Heatmap(
-            z=share, x=names, y=names[: len(share)], zmin=0, zmax=1, colorscale=[[0, "rgba(0,114,178,0.06)"], [1, style.BLUE]],
-            texttemplate="%{z:.0%}" if few else None, colorbar={"title": "share", "tickformat": ".0%", "thickness": 12},
-            hovertemplate="%{y} answered as %{x}: %{z:.1%}<extra></extra>",
+            z=share, x=np.arange(len(columns)), y=np.arange(len(rows)), zmin=0, zmax=1, colorscale=[[0, "rgba(0,114,178,0.06)"], [1, style.BLUE]],
+            texttemplate="%{z:.0%}" if len(columns) <= 12 else None, colorbar={"title": "share", "tickformat": ".0%", "thickness": 12},
+            customdata=hover, hovertemplate="%{customdata}: %{z:.1%}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title="answered", type="category", showgrid=False, side="bottom")
-    figure.update_yaxes(title="true class", type="category", autorange="reversed", showgrid=False)
+    for names, update in ((columns, figure.update_xaxes), (rows, figure.update_yaxes)):
+        step = -(-len(names) // 40)
+        places = np.arange(0, len(names), step)  # not the names: two may be alike where they are shortened
+        update(tickvals=places, ticktext=[style.safe(n, 16) for n in names[::step]], showgrid=False, zeroline=False)
+    figure.update_xaxes(title="answered", side="bottom", range=[-0.5, len(columns) - 0.5])
+    figure.update_yaxes(title="true class", range=[len(rows) - 0.5, -0.5])
     seeds = predictions["seed"].nunique()
     seen = f"the arm saw {_labels(predictions)}; " if _labels(predictions) else ""
     return style.finish(figure, title or "True class and answer", f"n = {predictions['item'].nunique()} items, {seeds} seeds; {seen}each row sums to 100 %.", 440)  # fmt: skip
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key by which "2" stands before "10"."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -1,0 +1,31 @@
+"""What figures say and show is what their tables and readings hold, whatever these hold."""
+
+import numpy as np
+import pandas as pd
+
+from icrl_lab.plots import still, study
+
+# ------------------------------------------------------------------------------------------------ studies
+
+
+def answered(target, prediction):
+    return pd.DataFrame(
+        {"item": np.arange(len(target)).astype(str), "seed": 0, "target": target, "prediction": prediction}
+    )
+
+
+def test_classes_that_are_alike_when_shortened_stay_apart():
+    names = [f"a long name of a class, number {i}" for i in range(3)]
+    figure = study.confusion(answered(names, names[1:] + names[:1]))
+    (heat,) = figure.data
+    np.testing.assert_array_equal(heat.z, np.eye(3)[[1, 2, 0]])
+    assert list(heat.x) == list(heat.y) == list(figure.layout.xaxis.tickvals) == [0, 1, 2]
+    assert heat.customdata[0][1] == f"{names[0]} answered as {names[1]}"
+    assert still.Still().to_mimebundle(figure.to_dict())["image/svg+xml"].count("100%") == 3 + 1  # and the scale's end
+
+
+def test_classes_stand_as_people_count_and_what_failed_is_no_class():
+    names = ["0", "1", "2", "10", "11", "failed"]
+    figure = study.confusion(answered(names[::-1], [None, *names[-2::-1]]))
+    assert list(figure.layout.yaxis.ticktext) == names and list(figure.layout.xaxis.ticktext) == [*names, "failed"]
+    np.testing.assert_array_equal(figure.data[0].z, np.eye(7)[[0, 1, 2, 3, 4, 6]])
