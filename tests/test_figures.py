@@ -1,9 +1,15 @@
 """What figures say and show is what their tables and readings hold, whatever these hold."""
 
+import functools
+import re
+from importlib import import_module
+
 import numpy as np
 import pandas as pd
+import pytest
 
 from icrl_lab.plots import still, study
+from tests.toy import toy_study
 
 # ------------------------------------------------------------------------------------------------ studies
 
@@ -29,3 +35,38 @@ def test_classes_stand_as_people_count_and_what_failed_is_no_class():
     figure = study.confusion(answered(names[::-1], [None, *names[-2::-1]]))
     assert list(figure.layout.yaxis.ticktext) == names and list(figure.layout.xaxis.ticktext) == [*names, "failed"]
     np.testing.assert_array_equal(figure.data[0].z, np.eye(7)[[0, 1, 2, 3, 4, 6]])
+
+
+# ------------------------------------------------------------------------------------------------ readings
+
+ASKED = {
+    "attention": {"queries": 4},
+    "lens": {"permutations": 2, "queries": 12},
+    "patching": {"queries": 3, "draws": 2},
+    "attribution": {"queries": 3, "steps": 4, "permutations": 2},
+    "order": {"queries": 3, "permutations": 3},
+    "similarity": {"queries": 3},
+    "pause": {"queries": 4},
+}
+
+
+@functools.cache
+def read(question, classes=False, seeds=1):
+    run = toy_study(classes=classes, seeds=seeds, queries=26, shots=6, arms=["text", "zero-pad"]).run(progress=False)
+    return run.probe(question, arm="zero-pad", **ASKED[question])
+
+
+def figures(question, **options):
+    return import_module(f"icrl_lab.plots.{question}").figures(read(question, **options))
+
+
+def caption(figure):
+    return figure.layout.title.text.replace("<br>", " ")
+
+
+@pytest.mark.parametrize("question", ASKED)
+@pytest.mark.parametrize("seeds,words", [(1, {"queries alone"}), (2, {"seeds and"})])
+def test_captions_say_over_what_the_intervals_are(question, seeds, words):
+    drawn = figures(question, seeds=seeds).values()
+    said = [re.findall(r"intervals? over (?:new )?(\w+ \w+)", caption(figure)) for figure in drawn]
+    assert {over for one in said for over in one} == words

@@ -11,6 +11,7 @@ from icrl_lab.plots import style
 from icrl_lab.plots.beside import LOOKS, NAMES, bars, finish
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,7 +28,6 @@ MAPS = {  # name -> title, how numbers are written, scale
     "gain": ("ρ beyond other queries, real less {null}", "+.2f"),
 }  # fmt: skip
 SIGNED = ("shift", "rho", "follows", "gain")
-INTERVALS = "Bars are 95 % intervals over seeds and queries."
 
 
 def figure(reading: Reading, part: str = "", target: str = "") -> go.Figure:
@@ -201,7 +201,7 @@ def parts(reading: Reading) -> go.Figure:
     how = "Rollout through all blocks" if rolled else "Mean of all blocks and heads"
     caption = (
         f"n = {about['n']}. {how}; shares are of all but position 0, whose share of everything stands above. On the right, a token of the part "
-        f"beside a token under even attention (dotted). Under text, the item's text has the vector's role. {INTERVALS}"
+        f"beside a token under even attention (dotted). Under text, the item's text has the vector's role. Bars are 95 % intervals over {sampled(about)}."
     )
     title = "What could reach each place" if rolled else "Where attention lies, beside its nulls"
     finish(made, title, caption, len(rows) * (30 * len(y) + 40), len(controls), panels=True)
@@ -260,7 +260,7 @@ def heads(reading: Reading) -> go.Figure:
     caption = (
         f"n = {about['n']}. Block.head, from where to what. Spearman's ρ over the shots between attention and the encoder's cosine with the query; on "
         f"the right less the ρ with other queries' similarities{less}. * p < 0.05 after Holm. Chosen as the strongest of "
-        f"{data[name].sel(control='real').size if name == 'follows' else data[name].size}, so their ρ is flattered. {INTERVALS}"
+        f"{data[name].sel(control='real').size if name == 'follows' else data[name].size}, so their ρ is flattered. Bars are 95 % intervals over {sampled(about)}."
     )
     finish(made, "The heads that follow the encoder most", caption, 34 * len(top) + 40, len(controls), panels=True)
     made.update_annotations(font_size=12)

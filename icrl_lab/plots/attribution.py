@@ -11,6 +11,7 @@ from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -148,13 +149,9 @@ def agreement(reading: Reading) -> go.Figure:
     )
     caption = (
         f"n = {reading.about['n']}. Rank correlation over the shots of each query; below the diagonal real vectors, above it noise "
-        f"vectors. In brackets 95 % intervals over {_over(reading)}."
+        f"vectors. In brackets 95 % intervals over {sampled(reading.about)}."
     )
     return style.finish(made, "Do the methods name the same shots?", caption, 420)
-
-
-def _over(reading: Reading) -> str:
-    return "queries alone, for one seed" if len(reading.about["seeds"]) == 1 else "seeds and queries"
 
 
 def completeness(reading: Reading) -> go.Figure:
@@ -231,7 +228,7 @@ def nearness(reading: Reading) -> go.Figure:
     )
     caption = (
         f"n = {reading.about['n']}. Above: size of a shot's attribution and cosine of the encoder's vectors of shot and query; below: size and "
-        f"place in the prompt. Bars are 95 % intervals over {_over(reading)}."
+        f"place in the prompt. Bars are 95 % intervals over {sampled(reading.about)}."
     )
     return style.finish(made, "Do attributions go to similar shots?", caption, int(30 * y), legend_rows=1)
 
@@ -264,7 +261,7 @@ def points(reading: Reading, by: str | None = None) -> go.Figure:
     made.update_xaxes(title="cosine of shot and query", title_standoff=6, zeroline=False)
     made.update_yaxes(title=f"size [{style.safe(reading.about['units'])}]", rangemode="tozero", col=1)
     rho = "; ".join(f"{c} ρ = {_told(data, 'nearness', by=by, control=c)}" for c in data["control"].values.tolist())
-    caption = f"n = {reading.about['n']}; {NAMES[by]}. Mean over queries: {rho}, 95 % intervals over {_over(reading)}."
+    caption = f"n = {reading.about['n']}; {NAMES[by]}. Mean over queries: {rho}, 95 % intervals over {sampled(reading.about)}."
     style.finish(made, "Attribution and similarity, shot by shot", caption, 340)
     made.update_layout(margin_t=made.layout.margin.t + 22, height=made.layout.height + 22)
     return made
@@ -297,7 +294,7 @@ def spans(reading: Reading) -> go.Figure:
     made.update_xaxes(title="share of all that is attributed", tickformat=".0%", rangemode="tozero", title_standoff=6)
     caption = (
         f"n = {reading.about['n']}; sizes summed over the spans of a role, each replaced by the {reading.about['baseline']} embedding. Bars are "
-        f"95 % intervals over {_over(reading)}."
+        f"95 % intervals over {sampled(reading.about)}."
     )
     return style.finish(made, "Vectors, labels, text: what answers rest on", caption, 300, legend_rows=2)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -136,7 +137,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
         title="arm less other", range=_reach(data.sel(metric=metric), "gain"), row=1, col=2, title_standoff=6
     )
     words = f"{caption} Left: {METRICS.get(metric, metric)}; right: what the arm has over each, paired on the same seeds and queries. "
-    words += f"n = {reading.about['n']}; bars are 95 % intervals over new seeds and queries."
+    words += f"n = {reading.about['n']}; bars are 95 % intervals over new {sampled(reading.about)}."
     return finish(figure, title, words, int(13 * block * len(conditions)) + 20, len(by))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,7 +47,7 @@ def figure(reading: Reading) -> go.Figure:
     caption = (
         f"n = {about['n']}. Above: correlation over queries of what the state says with the final answer and with the truth. "
         f"Below: r of {about['probe']}, out of fold; grey: shuffled labels (95 %), dashed: the same probe on the encoder's vectors. "
-        "Bars are 95 % intervals over seeds and queries."
+        f"Bars are 95 % intervals over {sampled(about)}."
     )
     style.finish(made, "What is said and what is there, by depth", caption, 660, legend_rows=4)
     _titles(made)
@@ -127,7 +128,7 @@ def mass(reading: Reading) -> go.Figure:
         _line(made, 1, data.sel(control=control), "mass", NAMES[control], LOOKS[control])
     made.update_yaxes(title="probability of all labels together", range=[-0.02, 1.02], tickformat=".0%")
     made.update_xaxes(title="depth: blocks passed", title_standoff=6, zeroline=False)
-    words = f"n = {about['n']}; the answer position through the lens; bars are 95 % intervals over seeds and queries."
+    words = f"n = {about['n']}; the answer position through the lens; bars are 95 % intervals over {sampled(about)}."
     return style.finish(made, "When the states begin to speak in labels", words, 320, legend_rows=2)
 
 

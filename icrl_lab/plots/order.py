@@ -8,6 +8,7 @@ import numpy as np
 
 from icrl_lab.plots import style
 from icrl_lab.plots.beside import LOOKS, NAMES, bars, dots, finish, share
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,7 +66,7 @@ def figure(reading: Reading) -> go.Figure:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
         f"n = {about['n']}; {style.safe(about.get('permutations', ''))}. Above: the same shots stand once on each place (Latin squares). "
-        "Below: slopes over permutations; they sum to about zero. Bars are 95 % intervals over new seeds and queries."
+        f"Below: slopes over permutations; they sum to about zero. Bars are 95 % intervals over new {sampled(about)}."
     )
     return finish(made, "Does it matter where a shot stands?", words, 600, len(controls), panels=True)
 
@@ -113,7 +114,7 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
         f"{style.safe(about.get('permutations', ''))}; one seed of {about['n']}. Thin lines: from the least to the largest answer; thick: "
-        "the middle half; marks: the mean. Spreads are standard deviations with 95 % intervals over seeds and queries."
+        f"the middle half; marks: the mean. Spreads are standard deviations with 95 % intervals over {sampled(about)}."
     )
     return finish(
         made, "How far an answer moves when shots change places", words, 200 * len(controls) + 20, int(target is not None), panels=True
@@ -212,7 +213,7 @@ def strength(reading: Reading) -> go.Figure:
     made.update_yaxes(title=f"mean size of influence [{style.safe(about.get('units', ''), 30)}]", rangemode="tozero")
     words = (
         f"n = {about['n']}; outcome with a shot less without, without its sign; the same shots stand once on each place. Bars are 95 % "
-        "intervals over new seeds and queries."
+        f"intervals over new {sampled(about)}."
     )
     return finish(made, "How much a shot does, by where it stands", words, 300, len(controls))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
-from icrl_lab.plots.words import shown_group
+from icrl_lab.plots.words import sampled, shown_group
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -211,7 +211,7 @@ def agreement(reading: Reading) -> go.Figure:
     r = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(data[f"agreement{end}"]) for end in ("", "_low", "_high")))
     caption = (
         f"n = {reading.about['n']}; a point is a cell. On the dashed line the gradient (clean less corrupted state, times the gradient "
-        f"of the corrupted run) says what patching does; r over the cells of a query {r}, 95 % interval over seeds and queries."
+        f"of the corrupted run) says what patching does; r over the cells of a query {r}, 95 % interval over {sampled(reading.about)}."
     )
     return style.finish(made, "The gradient against exact patching", caption, 440, legend_rows=-(-len(groups) // 2))
 
@@ -317,7 +317,7 @@ def _bars(reading: Reading, rows: list[tuple[str, xr.Dataset]], measure: str, ti
         range=span, title=f"{data[measure].attrs['long_name']} [{units}]", title_standoff=6, zeroline=True
     )
     caption = (
-        f"n = {reading.about['n']}. {words}. Bars: 95 % intervals over seeds and queries{', some longer than the frame' if cut_off else ''}. "
+        f"n = {reading.about['n']}. {words}. Bars: 95 % intervals over {sampled(reading.about)}{', some longer than the frame' if cut_off else ''}. "
         "*: changes the outcome more than the placebo, corrected p < 0.05 (signs flipped over queries)."
     )
     return style.finish(made, title, caption, 34 * len(rows) + 20, legend_rows=1)

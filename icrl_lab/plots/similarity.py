@@ -10,6 +10,7 @@ from icrl_lab.errors import DataError
 from icrl_lab.plots import style
 from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, NAMES, bars, dots, finish, metric_of, share, unit_of
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,7 +66,7 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
     made.update_layout(legend_traceorder="reversed")
     words = (
         f"n = {about['n']}; random shots are the same for all queries, and what is the same for all orders nothing (r = 0). Bands are 95 % "
-        "intervals over new seeds and queries."
+        f"intervals over new {sampled(about)}."
     )
     name = METRICS.get(metric, metric)
     return finish(made, f"{name[:1].upper()}{name[1:]} and the number of shots", words, 380, len(by), panels=True)
@@ -130,7 +131,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
     made.update_annotations(font_size=12)
     words = (
         f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; grey: means of eight groups of equal size; ρ: mean over "
-        "queries of Spearman's correlation over a query's shots, 95 % interval over new seeds and queries. The largest 1 % lie outside."
+        f"queries of Spearman's correlation over a query's shots, 95 % interval over new {sampled(about)}. The largest 1 % lie outside."
     )
     return finish(made, "Do similar shots do more?", words, 380, 1, panels=True).update_layout(showlegend=False)
 
@@ -184,7 +185,7 @@ def follows(reading: Reading) -> go.Figure:
     made.update_yaxes(tickvals=tops - (len(controls) - 1) / 2, ticktext=ticks, row=1, col=1)
     made.update_xaxes(title="Spearman's ρ with similarity", title_standoff=6, row=1, col=1)
     made.update_xaxes(title="real less other", title_standoff=6, row=1, col=2)
-    words = f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; bars are 95 % intervals over new seeds and queries."
+    words = f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; bars are 95 % intervals over new {sampled(about)}."
     height = int(22 * (len(controls) + 0.8) * len(rows)) + 30
     return finish(made, "Does what a shot does follow its similarity to the query?", words, height, len(controls))
 

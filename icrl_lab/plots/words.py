@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 
 def shown_group(name: str) -> str:
     """A group of positions as it is shown: readings count shots from 0, people from 1. "shot 3 slot" is "shot 4 slot"."""
     return re.sub(r"^shot (\d+) ", lambda found: f"shot {int(found[1]) + 1} ", name)
+
+
+def sampled(about: Mapping[str, Any]) -> str:
+    """What a reading's intervals are over, in the words of a caption: one seed says nothing of others."""
+    return "queries alone, for one seed" if len(about.get("seeds", ())) == 1 else "seeds and queries"
