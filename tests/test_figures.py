@@ -70,3 +70,10 @@ def test_captions_say_over_what_the_intervals_are(question, seeds, words):
     drawn = figures(question, seeds=seeds).values()
     said = [re.findall(r"intervals? over (?:new )?(\w+ \w+)", caption(figure)) for figure in drawn]
     assert {over for one in said for over in one} == words
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_only_labels_that_are_numbers_have_a_mean_and_a_distance(classes):
+    figure = figures("order", classes=classes, seeds=2)["order"]
+    assert (figure.layout.yaxis.title.text == "log-odds per label") == classes
+    assert ("mean of the labels" in figure.to_json()) != classes

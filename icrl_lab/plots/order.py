@@ -8,7 +8,7 @@ import numpy as np
 
 from icrl_lab.plots import style
 from icrl_lab.plots.beside import LOOKS, NAMES, bars, dots, finish, share
-from icrl_lab.plots.words import sampled
+from icrl_lab.plots.words import of_classes, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,15 +52,18 @@ def figure(reading: Reading) -> go.Figure:
                 more=more,
             )
         made.update_yaxes(range=_range([data[name], data[f"{name}_low"], data[f"{name}_high"]]), row=row, col=1)
-    made.add_hline(
-        y=1 / k, line={"color": style.ORANGE, "dash": "dash", "width": 1.5}, row=1, col=1,
-        annotation={"text": f"mean of the labels: 1/{k}", "font": {"size": 11}, "xanchor": "left", "x": 0.01, "yanchor": "bottom"},
-    )  # fmt: skip
+    if not of_classes(about):  # a class has no distance to a label, so no mean of labels pulls with 1/k
+        made.add_hline(
+            y=1 / k, line={"color": style.ORANGE, "dash": "dash", "width": 1.5}, row=1, col=1,
+            annotation={"text": f"mean of the labels: 1/{k}", "font": {"size": 11}, "xanchor": "left", "x": 0.01, "yanchor": "bottom"},
+        )  # fmt: skip
     made.update_xaxes(range=[0.4, k + 0.6], zeroline=False)
     made.update_xaxes(
         title=f"position of the shot in the prompt (1 first, {k} next to the query)", title_standoff=6, row=2, col=1
     )
-    made.update_yaxes(title="share of the label's distance", row=1, col=1)
+    made.update_yaxes(
+        title="log-odds per label" if of_classes(about) else "share of the label's distance", row=1, col=1
+    )
     made.update_yaxes(title="slope", row=2, col=1)
     for title in made.layout.annotations[:2]:
         title.update(x=0, xanchor="left", font_size=13)

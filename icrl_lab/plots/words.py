@@ -15,3 +15,8 @@ def shown_group(name: str) -> str:
 def sampled(about: Mapping[str, Any]) -> str:
     """What a reading's intervals are over, in the words of a caption: one seed says nothing of others."""
     return "queries alone, for one seed" if len(about.get("seeds", ())) == 1 else "seeds and queries"
+
+
+def of_classes(about: Mapping[str, Any]) -> bool:
+    """Are a reading's outcomes the log-odds of a class, not numbers in units of the task?"""
+    return str(about.get("units", "")).startswith("log-odds")
