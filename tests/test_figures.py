@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icrl_lab.plots import still, study
+from icrl_lab.plots import attention, still, study
+from icrl_lab.plots.svg import svg
+from icrl_lab.values import Reading
 from tests.toy import toy_study
 
 # ------------------------------------------------------------------------------------------------ studies
@@ -77,3 +79,25 @@ def test_only_labels_that_are_numbers_have_a_mean_and_a_distance(classes):
     figure = figures("order", classes=classes, seeds=2)["order"]
     assert (figure.layout.yaxis.title.text == "log-odds per label") == classes
     assert ("mean of the labels" in figure.to_json()) != classes
+
+
+@pytest.mark.parametrize("control", ["real", "noise"])
+def test_the_caption_of_maps_of_heads_speaks_of_what_is_drawn(control):
+    found = read("attention", seeds=2)
+    share, rho = ("share", {"control": control, "part": "label"}), ("rho", {"control": control, "target": "label"})
+    said = caption(attention.heads_map(found, [share]))
+    assert f"under {control} vectors" in said and "shares" in said and not re.search("ρ|rosses|p <", said)
+    said = caption(attention.heads_map(found, [rho, ("gain", {"target": "label"})]))
+    assert f"under {control} vectors" in said and "ρ: Spearman" in said and "rosses" in said and "shares" not in said
+    other = ("sink", {"control": "shared"} if "shared" in found["sink"]["control"] else {"control": "text"})
+    figure = attention.heads_map(found, [share, other])
+    assert "under" not in caption(figure) and f"{control} vectors" in figure.layout.annotations[0].text
+
+
+@pytest.mark.parametrize("most,words", [(0.4, "+.0%"), (0.04, "+.1%"), (0.002, "+.2%")])
+def test_small_shares_are_written_as_finely_as_they_differ(most, words):
+    found = read("attention", seeds=2)
+    scale = most / float(np.abs(found["shift"].sel(part="vector")).max())
+    data = found.data.assign(shift=found["shift"] * scale)
+    figure = attention.heads_map(Reading("attention", data, found.about), [("shift", {"part": "vector"})])
+    assert figure.layout.coloraxis.colorbar.tickformat == words and f">{most:{words[1:]}}<" in svg(figure)

@@ -60,6 +60,9 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
     data, about = reading.data, reading.about
     rows = data["row"].values.tolist()
     names = [MAPS[_known(n, list(MAPS), "map")][0].format(null=about.get("null", "")) for n, _ in panels]
+    controls = _controls(reading, panels)
+    if len(set(controls) - {""}) > 1:
+        names = [f"{name}, {_words(c)}" if c else name for name, c in zip(names, controls)]
     made = make_subplots(
         len(rows), len(panels), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.06,
         column_titles=names,
@@ -74,7 +77,7 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
                     **scale,
                     "colorbar": {
                         "orientation": "h", "thickness": 10, "len": 0.86 * wide, "x": wide * (j + 0.5), "xanchor": "center", "y": 0,
-                        "yref": "container", "yanchor": "bottom", "ypad": 6, "tickformat": MAPS[name][1], "nticks": 5, "title": None,
+                        "yref": "container", "yanchor": "bottom", "ypad": 6, "tickformat": _written(name, cells.values), "nticks": 5, "title": None,
                     },
                 }
             }
@@ -97,16 +100,43 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
         made.update_yaxes(title=f"head, from {SHORT[row]}", title_font_size=12, row=i + 1, col=1, title_standoff=4)
     made.update_xaxes(showgrid=False, zeroline=False)
     made.update_yaxes(showgrid=False, zeroline=False, autorange="reversed")
-    caption = (
-        f"n = {about['n']}; shares are of all but position 0, under real vectors. ρ: Spearman over shots, attention against the encoder's cosine, "
-        "less the ρ with other queries' similarities. Crosses: p < 0.05 after Holm; open circles: after Benjamini-Hochberg alone "
-        "(matching of queries with similarities); p and intervals in the hover."
-    )
+    caption = f"n = {about['n']}; {'; '.join(_told(reading, panels))} in the hover."
     height = len(rows) * int(np.clip(16 * data.sizes["head"], 130, 420)) + 60
     style.finish(made, title or "Attention by block and head", caption, height)
     made.update_annotations(font_size=12)
     made.update_layout(margin_b=86, height=made.layout.height + 34)
     return made
+
+
+def _controls(reading: Reading, panels: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The control that each panel shows; "" of a difference of two."""
+    return [str(at["control"]) if "control" in reading.data[name].dims else "" for name, at in panels]
+
+
+def _told(reading: Reading, panels: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What a caption says of these panels and of no other: what is counted, under what, and which marks there are."""
+    shown, controls = {name for name, _ in panels}, set(_controls(reading, panels)) - {""}
+    out = []
+    if shown & {"share", "shift"}:
+        out.append(
+            "shares are of all but position 0" + ("; that of position 0 is of everything" if "sink" in shown else "")
+        )
+    if len(controls) == 1:
+        out.append(f"under {_words(*controls)}")
+    if shown & {"rho", "follows", "gain"}:
+        less = ", less the ρ with other queries' similarities" if shown & {"follows", "gain"} else ""
+        out.append(f"ρ: Spearman over shots, attention against the encoder's cosine{less}")
+    if shown & {"follows", "gain"}:
+        out.append(
+            "crosses: p < 0.05 after Holm; open circles: after Benjamini-Hochberg alone (matching of queries with similarities)"
+        )
+    return [*out, "p and intervals" if shown & {"follows", "gain"} else "intervals"]
+
+
+def _written(name: str, z: np.ndarray) -> str:
+    """How the numbers of a map are written: shares that are all small take more digits."""
+    form, most = MAPS[name][1], float(np.nanmax(np.abs(z), initial=0.0))
+    return form.replace(".0%", ".0%" if most >= 0.05 else ".1%" if most >= 0.005 else ".2%")
 
 
 def _scale(name: str, z: np.ndarray) -> dict[str, Any]:
@@ -123,8 +153,8 @@ def _hover(data: xr.Dataset, name: str, at: dict[str, Any]) -> list[list[str]]:
         cells = data[array].sel({k: v for k, v in at.items() if k in data[array].dims})
         return cells.transpose("head", "layer").values
 
-    words = MAPS[name][1].lstrip("+")
     value, low, high = (table(n) for n in (name, f"{name}_low", f"{name}_high"))
+    words = _written(name, value).lstrip("+")
     out = [[f"{v:{words}} [{a:{words}}, {b:{words}}]" for v, a, b in zip(*rows)] for rows in zip(value, low, high)]
     if f"{name}_q" not in data:
         return out

@@ -12,7 +12,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.attention import MAPS, SHORT, _hover, _known, _marks, _scale, _words
+from icrl_lab.plots.attention import SHORT, _hover, _known, _marks, _scale, _words, _written
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -93,7 +93,12 @@ def beside(
     ]
     name = panels[0][0]
     scale = _scale(name, np.stack([c.values for c in cells]))
-    bar = {"thickness": 12, "tickformat": MAPS[name][1], "nticks": 5, "title": None}
+    bar = {
+        "thickness": 12,
+        "tickformat": _written(name, np.stack([c.values for c in cells])),
+        "nticks": 5,
+        "title": None,
+    }
     where = ([head[0]], [head[1]]) if head else ([], [])
     traces = []
     for j, ((array, at), z) in enumerate(zip(panels, cells)):

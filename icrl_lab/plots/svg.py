@@ -215,7 +215,8 @@ def _ramp(trace: dict) -> tuple[Sign, str] | None:
         return None
     title = bar.get("title") or ""
     said = " ".join(lines(title.get("text") or "" if isinstance(title, dict) else title))
-    write = (lambda v: f"{v:.0%}") if "%" in str(bar.get("tickformat")) else (lambda v: f"{v:.2g}")
+    form = re.fullmatch(r"\+?(\.\d%)", str(bar.get("tickformat")))
+    write = (lambda v: format(v, form[1])) if form else (lambda v: f"{v:.2g}")
     start = LETTER * len(write(low)) + 9
     cells = "".join(f'<rect x="{start + 4 * i:.1f}" y="-5" width="4.3" height="10" fill="{marks.scale(given, i / 19)}"/>' for i in range(20))  # fmt: skip
     return (f"{words(0, 4, write(low), 'start')}{cells}", start + 86.0), f"{write(high)} {said}".strip()
