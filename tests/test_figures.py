@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icrl_lab.plots import attention, still, study
+from icrl_lab.plots import attention, heads, still, study
 from icrl_lab.plots.svg import svg
 from icrl_lab.values import Reading
 from tests.toy import toy_study
@@ -53,9 +53,9 @@ ASKED = {
 
 
 @functools.cache
-def read(question, classes=False, seeds=1):
+def read(question, classes=False, seeds=1, arm="zero-pad"):
     run = toy_study(classes=classes, seeds=seeds, queries=26, shots=6, arms=["text", "zero-pad"]).run(progress=False)
-    return run.probe(question, arm="zero-pad", **ASKED[question])
+    return run.probe(question, arm=arm, **ASKED[question])
 
 
 def figures(question, **options):
@@ -101,3 +101,24 @@ def test_small_shares_are_written_as_finely_as_they_differ(most, words):
     data = found.data.assign(shift=found["shift"] * scale)
     figure = attention.heads_map(Reading("attention", data, found.about), [("shift", {"part": "vector"})])
     assert figure.layout.coloraxis.colorbar.tickformat == words and f">{most:{words[1:]}}<" in svg(figure)
+
+
+@pytest.mark.parametrize("question", ["attention", "lens", "order", "similarity"])
+def test_an_arm_of_text_has_no_vectors(question):
+    """Its items' texts stand where the others have their vectors."""
+    drawn = figures(question, arm="text", seeds=2)
+    assert any("the item as text" in figure.to_json() for figure in drawn.values())
+    for name, figure in drawn.items():
+        shown = [caption(figure), *(note.text for note in figure.layout.annotations)]
+        shown += [str(words) for t in figure.data for words in (t.name, t.hovertemplate)]
+        shown += [str(axis.ticktext) for axis in (*figure.select_xaxes(), *figure.select_yaxes())]
+        assert not re.search(r"real vectors|vectors?'|→ vector|'own vector|shots' vector", " ".join(map(str, shown))), (
+            name
+        )
+
+
+def test_only_the_null_is_called_so():
+    found = read("attention", seeds=2)
+    for null in ("noise", "text"):
+        said = [note.text for note in heads.arcs(found, null=null).layout.annotations]
+        assert any("(null)" in words for words in said) == (null == found.about["null"])

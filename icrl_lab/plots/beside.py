@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,17 @@ SOURCES = {  # colour and pattern of each source of variance
     "query": (style.BLUE, ""), "selection": (style.ORANGE, "/"), "query x selection": (style.GREEN, "x"),
     "seed": (style.VERMILLION, "\\"), "query x seed": (style.PURPLE, "."), "order": (style.SKY, "-"), "query x order": (style.GREY, "+"),
 }  # fmt: skip
+
+
+def whose(control: str, about: Mapping[str, Any]) -> str:
+    """What a control's slots hold: the control, or in an arm of text the text."""
+    return "text" if control == "real" and about.get("arm") == "text" else control
+
+
+def called(who: str, about: Mapping[str, Any]) -> str:
+    """A control or a predictor in words."""
+    who = whose(who, about)
+    return NAMES.get(who, f"{who} vectors" if who in style.CONTROLS else who)
 
 
 def finish(figure: go.Figure, title: str, caption: str, height: int, entries: int, panels: bool = False) -> go.Figure:
@@ -107,6 +119,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
             (cell["score"].values, tops - place, cell["score_low"].values, cell["score_high"].values),
             name,
             flat=True,
+            words=called(name, reading.about),
         )
         if name in versus:
             cell = data.sel(metric=metric, versus=name)
@@ -122,7 +135,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
                 legend=False,
                 p=cell["gain_q"].values,
                 more=more,
-                words=f"real less {NAMES.get(name, name)}",
+                words=f"{called('real', reading.about)} less {called(name, reading.about)}",
             )
     for top in tops[1:]:
         figure.add_hline(y=top + 1.1, line={"color": style.GRID, "width": 1})
@@ -166,7 +179,7 @@ def share(reading: Reading) -> go.Figure:
         held = data["share"].sel(source=source).values
         figure.add_trace(
             go.Bar(
-                x=held, y=[NAMES.get(c, c) for c in controls], orientation="h", name=source.replace("x", "×"), showlegend=True,
+                x=held, y=[called(c, reading.about) for c in controls], orientation="h", name=source.replace("x", "×"), showlegend=True,
                 marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.75)"}},
                 text=[f"{v:.0%}" if v >= 0.06 else "" for v in held], textposition="inside", insidetextanchor="middle",
                 hovertemplate="%{y}: %{x:.1%}<extra>" + source + "</extra>",
@@ -178,7 +191,7 @@ def share(reading: Reading) -> go.Figure:
     for place, control in enumerate(controls):
         cell = data.sel(control=control)
         marks = (cell["share"].values, tops - place, cell["share_low"].values, cell["share_high"].values)
-        bars(figure, 2, 1, marks, control, flat=True)
+        bars(figure, 2, 1, marks, control, flat=True, words=called(control, reading.about))
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(autorange="reversed", row=1, col=1, showgrid=False)
     ticks = [s.replace("x", "×") if len(s.split()) > 1 else s for s in sources]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import LOOKS, NAMES, bars, dots, finish, share
+from icrl_lab.plots.beside import LOOKS, bars, called, dots, finish, share
 from icrl_lab.plots.words import of_classes, sampled
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def figure(reading: Reading) -> go.Figure:
                 legend=row == 1,
                 p=cell[f"{name}_q"].values,
                 more=more,
+                words=called(control, about),
             )
         made.update_yaxes(range=_range([data[name], data[f"{name}_low"], data[f"{name}_high"]]), row=row, col=1)
     if not of_classes(about):  # a class has no distance to a label, so no mean of labels pulls with 1/k
@@ -94,7 +95,7 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     turn = np.argsort(
         one.sel(control=controls[0]).mean("permutation").values if target is None else target, kind="stable"
     )
-    titles = [f"{NAMES.get(c, c)}: spread over orders {_told(data, c)}" for c in controls]
+    titles = [f"{called(c, reading.about)}: spread over orders {_told(data, c)}" for c in controls]
     made = make_subplots(
         len(controls), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.24 / (2 * len(controls))
     )
@@ -133,7 +134,7 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
     for place, control in enumerate(data["control"].values.tolist()):
         colour, shape = LOOKS.get(control, style.look(control))
         values = one.sel(control=control).values
-        names.append(NAMES.get(control, control))
+        names.append(called(control, reading.about))
         for x, size, faint in ((values, 6, 0.45), (values[permutation : permutation + 1], 15, 1.0)):
             made.add_scatter(
                 x=x.tolist(), y=[-place] * len(x), mode="markers", showlegend=False, opacity=faint,
@@ -146,9 +147,9 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
             made.add_scatter(
                 x=[float(data["simple"].sel(predictor=name, query=query, seed=seed))], y=[-len(names)], mode="markers", showlegend=False,
                 marker={"color": colour, "symbol": shape, "size": 11, "line": {"width": 1.6, "color": colour}},
-                hovertemplate=f"<b>{NAMES.get(name, name)}</b><br>%{{x:.3g}}<extra></extra>",
+                hovertemplate=f"<b>{called(name, reading.about)}</b><br>%{{x:.3g}}<extra></extra>",
             )  # fmt: skip
-            names.append(NAMES.get(name, name))
+            names.append(called(name, reading.about))
     if "target" in data.coords:
         truth = float(data["target"].sel(query=query))
         made.add_vline(x=truth, line={"color": style.ORANGE, "dash": "dash", "width": 1.6})
@@ -209,7 +210,7 @@ def strength(reading: Reading) -> go.Figure:
             cell["strength_low"].values,
             cell["strength_high"].values,
         )
-        bars(made, 1, 1, values, control, mode="lines+markers")
+        bars(made, 1, 1, values, control, mode="lines+markers", words=called(control, about))
     made.update_xaxes(
         title="position of the shot in the prompt", title_standoff=6, zeroline=False, tickvals=data["place"].values
     )

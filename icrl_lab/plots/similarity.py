@@ -8,7 +8,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, NAMES, bars, dots, finish, metric_of, share, unit_of
+from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, bars, called, dots, finish, metric_of, share, unit_of
 from icrl_lab.plots.molecules import drawing
 from icrl_lab.plots.words import sampled
 
@@ -50,7 +50,7 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
         for who in by[::-1]:
             cell = data.sel(metric=metric, curve=name, by=who)
             values = tuple(cell[f"curve_score{tail}"].values for tail in ("", "_low", "_high"))
-            _band(made, col, values, who, legend=col == 1)
+            _band(made, col, values, (who, called(who, about)), legend=col == 1)
     score, low, high = (data[f"curve_score{tail}"].sel(metric=metric).values for tail in ("", "_low", "_high"))
     room = max(float(score.max() - score.min()), 0.2)
     reach = [max(low.min(), score.min() - 0.5 * room), min(high.max(), score.max() + 0.5 * room)]
@@ -72,8 +72,8 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
     return finish(made, f"{name[:1].upper()}{name[1:]} and the number of shots", words, 380, len(by), panels=True)
 
 
-def _band(made: go.Figure, col: int, values: Any, who: str, legend: bool) -> None:
-    value, low, high = values
+def _band(made: go.Figure, col: int, values: Any, named: tuple[str, str], legend: bool) -> None:
+    (value, low, high), (who, words) = values, named
     colour, shape = LOOKS.get(who, style.look(who))
     x = np.arange(len(value))
     made.add_scatter(
@@ -81,10 +81,10 @@ def _band(made: go.Figure, col: int, values: Any, who: str, legend: bool) -> Non
         fillcolor=_pale(colour), hoverinfo="skip", showlegend=False, legendgroup=who, row=1, col=col,
     )  # fmt: skip
     made.add_scatter(
-        x=x, y=value, mode="lines+markers", name=NAMES.get(who, who), legendgroup=who, showlegend=legend,
+        x=x, y=value, mode="lines+markers", name=words, legendgroup=who, showlegend=legend,
         line={"color": colour, "width": 1.8, "dash": DASHES.get(who, "solid")}, marker={"color": colour, "symbol": shape, "size": 8},
         customdata=np.stack([low, high], -1),
-        hovertemplate=f"<b>{NAMES.get(who, who)}</b><br>%{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]<extra></extra>",
+        hovertemplate=f"<b>{words}</b><br>%{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]<extra></extra>",
         row=1, col=col,
     )  # fmt: skip
 
@@ -107,7 +107,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
         raise DataError("this reading has no influences; they take prompts of at least 3 shots")
     measure = str(data["measure"].values[0]) if measure is None else measure
     controls = data["control"].values.tolist()
-    titles = [f"{NAMES.get(c, c)}<br>ρ {_rho(data, measure, c)}" for c in controls]
+    titles = [f"{called(c, reading.about)}<br>ρ {_rho(data, measure, c)}" for c in controls]
     made = make_subplots(1, len(controls), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
     near = data["near"].sel(measure=measure).values.ravel()
     cuts = np.quantile(near, np.linspace(0, 1, 9))
@@ -122,7 +122,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
         middle, mean = (np.array([v[bins == b].mean() for b in held]) for v in (near, size))
         made.add_scatter(
             x=middle, y=mean, mode="lines+markers", line={"color": style.GREY, "width": 2.5}, marker={"color": style.GREY, "size": 7},
-            hovertemplate=f"{NAMES.get(control, control)}<br>similarity %{{x:.2f}}: mean size %{{y:.3g}}<extra></extra>", row=1, col=col,
+            hovertemplate=f"{called(control, reading.about)}<br>similarity %{{x:.2f}}: mean size %{{y:.3g}}<extra></extra>", row=1, col=col,
         )  # fmt: skip
     top = float(np.quantile(np.abs(data["influence"].values), 0.99))
     made.update_yaxes(range=[-0.02 * top, 1.05 * top or 1.0], zeroline=False)
@@ -160,7 +160,7 @@ def follows(reading: Reading) -> go.Figure:
             cell = data.sel(measure=measure, control=control)
             at = [tops[row] - place]
             values = ([float(cell[name])], at, [float(cell[f"{name}_low"])], [float(cell[f"{name}_high"])])
-            bars(made, 1, 1, values, control, flat=True, legend=row == 0)
+            bars(made, 1, 1, values, control, flat=True, legend=row == 0, words=called(control, about))
             if place and f"{name}_gain" in data:
                 cell = data.sel(measure=measure, other=control)
                 values = (
@@ -177,7 +177,7 @@ def follows(reading: Reading) -> go.Figure:
                     control,
                     flat=True,
                     legend=False,
-                    words=f"real less {NAMES.get(control, control)}",
+                    words=f"real less {called(control, reading.about)}",
                 )
     made.add_vline(x=0, line={"color": style.LINE, "width": 1.4})
     ticks = [f"{words},<br>{measure}" for _, words, measure in rows]
@@ -233,11 +233,11 @@ def replay(reading: Reading, query: str, seed: int, selection: str) -> go.Figure
         for how, words in ((base, "random shots, as it was"), (selection, selection)):
             if how is not None:
                 value = float(data["outcome"].sel(control=control, selection=how))
-                rows.append(Row(f"{NAMES.get(control, control)}, {words}", control, value))
+                rows.append(Row(f"{called(control, reading.about)}, {words}", control, value))
     number = "simple" in data and data["simple"].dtype.kind == "f"
     names = data["predictor"].values.tolist() if number else []
     simple = data["simple"].sel(selection=selection).values.tolist() if number else []
-    rows += [Row(NAMES.get(name, name), name, float(value)) for name, value in zip(names, simple)]
+    rows += [Row(called(name, reading.about), name, float(value)) for name, value in zip(names, simple)]
     truth = float(data["target"]) if data["target"].dtype.kind == "f" else None
     words = f"Seed {seed}; open: the same under random shots. The simple predictors see the shots of {selection!r}."
     return strip(rows, truth, str(reading.about.get("units", "")), "What the model answered under these shots", words)
