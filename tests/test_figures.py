@@ -39,6 +39,30 @@ def test_classes_stand_as_people_count_and_what_failed_is_no_class():
     np.testing.assert_array_equal(figure.data[0].z, np.eye(7)[[0, 1, 2, 3, 4, 6]])
 
 
+@pytest.mark.parametrize("ends", [(np.nan, np.nan), (0.1, np.nan), (np.nan, np.inf), (0.1, 0.4)])
+def test_an_interval_that_is_not_known_is_no_interval_of_width_zero(ends):
+    row = {
+        "arm": "zero-pad",
+        "control": "real",
+        "shots": 4,
+        "pearson": 0.274,
+        "pearson_low": ends[0],
+        "pearson_high": ends[1],
+    }
+    table = pd.DataFrame([row, {**row, "control": "noise", "pearson_low": 0.2, "pearson_high": 0.3}]).assign(
+        n=30, seeds=2
+    )
+    known = np.isfinite(ends).all()
+    figure = study.arms(table)
+    drawn = [np.isfinite([*t.error_x.array, *t.error_x.arrayminus]).all() for t in figure.data]
+    assert drawn == [known, True] and np.isfinite(figure.layout.xaxis.range).all()
+    assert ("0.274, no interval" in figure.data[0].hovertemplate) != known
+    assert svg(figure).count("<line ") - svg(study.arms(table.iloc[1:])).count("<line ") == known
+    twice = pd.concat([table, table.assign(shots=8)])
+    (line,) = study.curve(twice).data
+    assert np.isfinite(line.error_y.array).all() == known
+
+
 # ------------------------------------------------------------------------------------------------ readings
 
 ASKED = {

@@ -81,7 +81,7 @@ def bars(figure: go.Figure, row: int, col: int, values: Any, name: str, **option
     flat = options.get("flat", False)
     value: Any = x if flat else y
     reach: dict[str, Any] = {
-        "array": np.nan_to_num(high - value), "arrayminus": np.nan_to_num(value - low), "color": colour, "thickness": 1.3, "width": 3,
+        "array": high - value, "arrayminus": value - low, "color": colour, "thickness": 1.3, "width": 3,
     }  # fmt: skip
     words = options.get("words", NAMES.get(name, name))
     figure.add_trace(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.plots import style
-from icrl_lab.plots.words import sampled
+from icrl_lab.plots.words import estimate, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -164,14 +164,14 @@ def _mark(made: go.Figure, what: tuple[xr.Dataset, str, int], y: float, look: Se
     """One estimate with its interval; an interval that is not known has no bar."""
     data, array, i = what
     value, low, high = (float(data[f"{array}{tail}"].values[i]) for tail in ("", "_low", "_high"))
-    reach: dict[str, Any] = {"array": [np.nan_to_num(high - value)], "arrayminus": [np.nan_to_num(value - low)]}
+    reach: dict[str, Any] = {"array": [high - value], "arrayminus": [value - low]}
     lines = "<br>".join(style.safe(line) for line in name.split("<br>"))
     made.add_trace(
         style.graph_objects().Scatter(
             x=[value], y=[y], mode="markers", showlegend=False,
             marker={"color": look[0], "symbol": look[1], "size": 9, "line": {"width": 1.6, "color": look[0]}},
             error_x={**reach, "color": look[0], "thickness": 1.5, "width": 3},
-            hovertemplate=f"<b>{lines}</b><br>{value:.3g} [{low:.3g}, {high:.3g}]<extra></extra>",
+            hovertemplate=f"<b>{lines}</b><br>{estimate(value, low, high)}<extra></extra>",
         )
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.plots.words import estimate
 from icrl_lab.stats import more_labels
 
 if TYPE_CHECKING:
@@ -85,17 +86,19 @@ def _title(metric: str, units: str) -> str:
 
 
 def _bars(rows: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Estimates, and how far their intervals reach below and above (0 where there is none)."""
+    """Estimates, and how far their intervals reach below and above (NaN, which draws no bar, where there is none)."""
     value = rows[metric].to_numpy(float)
-    low, high = (rows[c].to_numpy(float) if c in rows else value for c in (f"{metric}_low", f"{metric}_high"))
-    return value, np.nan_to_num(value - low, posinf=0.0), np.nan_to_num(high - value, posinf=0.0)
+    none = np.full(len(value), np.nan)
+    low, high = (rows[c].to_numpy(float) if c in rows else none for c in (f"{metric}_low", f"{metric}_high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    return value, np.where(known, value - low, np.nan), np.where(known, high - value, np.nan)
 
 
 def _span(metric: str, tables: list[pd.DataFrame]) -> list[float]:
     """The x range: all estimates, and intervals as far as they do not crush them."""
     parts = [_bars(t, metric) for t in tables if len(t) and metric in t]
     value = np.concatenate([p[0] for p in parts])
-    low, high = np.concatenate([p[0] - p[1] for p in parts]), np.concatenate([p[0] + p[2] for p in parts])
+    low, high = (np.concatenate([p[0] + sign * np.nan_to_num(p[i]) for p in parts]) for sign, i in ((-1, 1), (1, 2)))
     fine = np.isfinite(value)
     if not fine.any():
         return [0.0, 1.0]
@@ -186,7 +189,7 @@ def _row(go: Any, figure: go.Figure, y: float, row: pd.Series, metric: str, name
             mode="markers",
             marker={"color": look[0], "symbol": look[1], "size": 10, "line": {"width": 1, "color": look[0]}},
             error_x={"array": [above], "arrayminus": [below], "color": look[0], "thickness": 1.6, "width": 3},
-            hovertemplate=f"<b>{style.safe(name)}</b><br>{value:.3g} [{value - below:.3g}, {value + above:.3g}]{seen}{verdict}<extra></extra>",
+            hovertemplate=f"<b>{style.safe(name)}</b><br>{estimate(value, value - below, value + above)}{seen}{verdict}<extra></extra>",
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,3 +21,10 @@ def sampled(about: Mapping[str, Any]) -> str:
 def of_classes(about: Mapping[str, Any]) -> bool:
     """Are a reading's outcomes the log-odds of a class, not numbers in units of the task?"""
     return str(about.get("units", "")).startswith("log-odds")
+
+
+def estimate(value: float, low: float, high: float, form: str = ".3g") -> str:
+    """An estimate with its interval, "0.5 [0.3, 0.7]"; one whose interval is not known says so."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"{value:{form}}, no interval"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
