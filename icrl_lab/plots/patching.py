@@ -226,8 +226,10 @@ def heads(reading: Reading) -> go.Figure:
         named = shown_group(group)
         panels += [(group, first[0], first[1], f"{named}: {first[2]}")]
         panels += [(group, "placebo", "placebo_effect", f"{named}: placebo, random directions")] if tested else []
-    made = _panels(len(panels), [style.safe(p[3], 60) for p in panels], gap=0.26 / len(panels))
     block, head = data["layer"].values.tolist(), data["head"].values.tolist()
+    tall = min(max(10, 150 // len(head)), 22) * len(head) + 40
+    room = 48  # pixels between panels, for ticks and the next title
+    made = _panels(len(panels), [style.safe(p[3], 60) for p in panels], gap=room / (tall * len(panels)))
     reach = _reach(*(data[name].sel(group=group).values for group, name, _, _ in panels))
     for row, (group, name, size, _) in enumerate(panels, 1):
         own = data.sel(group=group)
@@ -248,7 +250,6 @@ def heads(reading: Reading) -> go.Figure:
         f"{_off(reading)}. Share of that difference that comes back when one head's output of the clean run is put in. Rings: more "
         f"than the placebo (placebo: than nothing), corrected p < 0.05{rest}."
     )
-    tall = min(max(10, 150 // len(head)), 22) * len(head) + 40
     style.finish(made, "Which heads give the answer back", caption, tall * len(panels), legend_rows=1)
     _left(made)
     return made
