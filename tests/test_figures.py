@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icrl_lab.plots import attention, heads, patching, still, study
+from icrl_lab.plots import attention, geometry, heads, patching, still, study
 from icrl_lab.plots.svg import svg
 from icrl_lab.values import Reading
 from tests.test_widgets_patching import headed
@@ -149,6 +149,18 @@ def test_only_the_null_is_called_so():
     for null in ("noise", "text"):
         said = [note.text for note in heads.arcs(found, null=null).layout.annotations]
         assert any("(null)" in words for words in said) == (null == found.about["null"])
+
+
+def test_unit_vectors_have_no_correlation_of_norms():
+    found = read("geometry", seeds=2)
+    ones = 1 - 6e-8 * np.arange(found["norm_before"].size).reshape(found["norm_before"].shape) % 2
+    ends = {f"norm_correlation{end}": found[f"norm_correlation{end}"] * np.nan for end in ("", "_low", "_high")}
+    data = found.data.assign(norm_before=found["norm_before"] * 0 + ones, layer_width=np.inf, **ends)
+    figure = geometry.distortion(Reading("geometry", data, found.about))
+    said = caption(figure)
+    assert "all norms are equal" in said and not re.search(r"\b(nan|inf)\b", said + str([t.name for t in figure.data]))
+    assert np.ptp(figure.layout.xaxis2.range) > 0.1
+    assert "norms correlate at" in caption(geometry.distortion(found))
 
 
 @pytest.mark.parametrize("number", [2, 4, 6])
