@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icrl_lab.plots import attention, geometry, heads, patching, still, study
+from icrl_lab.plots import attention, attribution, geometry, heads, patching, still, study
 from icrl_lab.plots.svg import svg
 from icrl_lab.values import Reading
 from tests.test_widgets_patching import headed
@@ -149,6 +149,22 @@ def test_only_the_null_is_called_so():
     for null in ("noise", "text"):
         said = [note.text for note in heads.arcs(found, null=null).layout.annotations]
         assert any("(null)" in words for words in said) == (null == found.about["null"])
+
+
+@pytest.mark.parametrize("ways,words", [(["ig"], "One method replaces"), (["ig", "shapley"], "Two methods replace"), (["ig", "shapley", "ablation"], "Three methods replace")])  # fmt: skip
+def test_the_methods_that_are_drawn_are_counted(ways, words):
+    found = read("attribution", seeds=2)
+    some = Reading("attribution", found.data.sel(by=[*ways, "leave-one-out", "placebo"]), found.about)
+    figure = attribution.figure(some)
+    assert f"{words} vectors" in caption(figure) and len(figure.data) == len(ways) + 1
+
+
+def test_the_name_of_a_query_is_no_markup_beside_its_point():
+    found = read("attribution", seeds=2)
+    names = ["<img src=x onerror=alert(1)>", *found["query"].values[1:]]
+    drawn = attribution.completeness(Reading("attribution", found.data.assign_coords(query=names), found.about))
+    said = str([t.customdata.tolist() for t in drawn.data])  # as it is: a figure's JSON has no "<" in any case
+    assert "onerror" in said and "<img" not in said
 
 
 def test_unit_vectors_have_no_correlation_of_norms():

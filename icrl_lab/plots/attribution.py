@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,13 +64,23 @@ def figure(reading: Reading, query: str | None = None, seed: int | None = None, 
     made.update_xaxes(title=f"what the shot adds to the answer [{style.safe(units)}]", title_standoff=6, zeroline=False)
     caption = (
         f"One query of {reading.about['n']}: {style.safe(_item(rows, query))}, seed {seed}, {control} vectors; answer "
-        f"{float(rows['outcome']):.2f}. Shots from first to last; at the left their label and the cosine of the encoder's vectors "
-        f"to the query's. Three methods replace vectors by the {reading.about['baseline']} slot; leaving out takes label and all."
+        f"{float(rows['outcome']):.3g}. Shots from first to last; at the left their label and the cosine of the encoder's vectors "
+        f"to the query's. {_ways(names, reading.about['baseline'])}."
     )
     height = max(26, min(44, 900 // k)) * k
     style.finish(made, "What each shot adds to one answer", caption, height, legend_rows=2)
     _molecules(made, rows, k, height)
     return made
+
+
+def _ways(names: Sequence[str], baseline: str) -> str:
+    """What the methods that are drawn do with a shot."""
+    replacing = sum(name != "leave-one-out" for name in names)
+    many = ("", "One method replaces", "Two methods replace", "Three methods replace")[replacing]
+    out = [f"{many} vectors by the {baseline} slot"] if many else []
+    out += ["leaving out takes label and all"] if "leave-one-out" in names else []
+    said = "; ".join(out)
+    return said[:1].upper() + said[1:]
 
 
 def _largest(data: xr.Dataset, seed: int, control: str) -> str:
@@ -164,7 +175,7 @@ def completeness(reading: Reading) -> go.Figure:
         colour, shape = LOOKS[name]
         error = data["error"].sel(by=name)
         spread = np.linspace(-0.3, 0.3, error.size)
-        queries = np.broadcast_to(data["query"].values, error.shape).ravel()
+        queries = np.broadcast_to([style.safe(q, 40) for q in data["query"].values], error.shape).ravel()
         control = np.repeat(data["control"].values, error.size // data.sizes["control"])
         made.add_trace(
             go.Scatter(
