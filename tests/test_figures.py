@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icrl_lab.plots import attention, attribution, geometry, heads, patching, still, study
+from icrl_lab.plots import attention, attribution, geometry, heads, order, patching, similarity, still, study
 from icrl_lab.plots.svg import svg
 from icrl_lab.values import Reading
 from tests.test_widgets_patching import headed
@@ -149,6 +149,44 @@ def test_only_the_null_is_called_so():
     for null in ("noise", "text"):
         said = [note.text for note in heads.arcs(found, null=null).layout.annotations]
         assert any("(null)" in words for words in said) == (null == found.about["null"])
+
+
+@pytest.mark.parametrize(
+    "question,draw", [("similarity", similarity.figure), ("similarity", similarity.curves), ("order", order.orders)]
+)
+def test_a_metric_with_units_is_drawn_alike_on_every_scale(question, draw):
+    found, tiny = read(question, seeds=2), 1e-6
+    names = [n + end for n in ("score", "gain", "curve_score") for end in ("", "_low", "_high") if n in found.names]
+    small = Reading(question, found.data.assign({n: found[n] * tiny for n in names}), found.about)
+    for axis in ("yaxis",) if draw is similarity.curves else ("xaxis", "xaxis2"):
+        ranges = [np.array(draw(reading, "rmse").layout[axis].range) for reading in (found, small)]
+        np.testing.assert_allclose(ranges[1], ranges[0] * tiny)
+
+
+def test_small_numbers_with_units_are_not_zero():
+    found, tiny = read("order", seeds=2), 1e-6
+    names = [n + end for n in ("spread", "outcome") for end in ("", "_low", "_high") if n + end in found.names]
+    small = Reading("order", found.data.assign({n: found[n] * tiny for n in names}), found.about)
+    assert "e-0" in order.spread(small).layout.annotations[0].text
+    found = read("attribution", seeds=2)
+    small = Reading("attribution", found.data.assign(outcome=found["outcome"] * tiny), found.about)
+    assert re.search(r"answer -?\d[.\d]*e-0", caption(attribution.figure(small)))
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_units_of_answers_are_whole(classes):
+    found = read("order", classes=classes, seeds=2)
+    title = order.spread(found).layout.yaxis.title.text
+    assert title.replace("<br>", " ") == found.about["units"] and max(map(len, title.split("<br>"))) <= 24
+
+
+def test_open_marks_are_spoken_of_where_there_are_any():
+    found = read("similarity", seeds=2)
+    query, seed = found["query"].values[0], int(found["seed"].values[0])
+    for selection in found["selection"].values.tolist():
+        figure = similarity.replay(found, query, seed, selection)
+        opened = any(t.hovertemplate and "as it was" in t.hovertemplate for t in figure.data)
+        assert opened == ("open: the same" in caption(figure)) == (selection != "random")
 
 
 @pytest.mark.parametrize("ways,words", [(["ig"], "One method replaces"), (["ig", "shapley"], "Two methods replace"), (["ig", "shapley", "ablation"], "Three methods replace")])  # fmt: skip

@@ -144,21 +144,26 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
     figure.update_yaxes(
         tickvals=tops - (len(by) - 1) / 2, ticktext=[names.get(c, style.safe(c, 24)) for c in conditions], row=1, col=1
     )
-    reach = _reach(data.sel(metric=metric), "score")
+    reach = _reach(data.sel(metric=metric), "score", metric)
     figure.update_xaxes(title=unit_of(reading, metric), range=reach, row=1, col=1, title_standoff=6)
     figure.update_xaxes(
-        title="arm less other", range=_reach(data.sel(metric=metric), "gain"), row=1, col=2, title_standoff=6
+        title="arm less other", range=_reach(data.sel(metric=metric), "gain", metric), row=1, col=2, title_standoff=6
     )
     words = f"{caption} Left: {METRICS.get(metric, metric)}; right: what the arm has over each, paired on the same seeds and queries. "
     words += f"n = {reading.about['n']}; bars are 95 % intervals over new {sampled(reading.about)}."
     return finish(figure, title, words, int(13 * block * len(conditions)) + 20, len(by))
 
 
-def _reach(data: xr.Dataset, name: str) -> list[float]:
+def least_room(metric: str, values: Any, room: float) -> float:
+    """The least width of an axis: `room` of a correlation or an accuracy; of a metric with units that share of its largest value."""
+    return room if metric in ("pearson", "accuracy") else room * float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+
+
+def _reach(data: xr.Dataset, name: str, metric: str) -> list[float]:
     """All estimates, and intervals as far as they do not crush them."""
     value, low, high = (data[f"{name}{tail}"].values for tail in ("", "_low", "_high"))
     least, most = float(np.nanmin(value)), float(np.nanmax(value))
-    room = max(most - least, 0.3)
+    room = max(most - least, least_room(metric, value, 0.3))
     ends = max(float(np.nanmin(low)), least - 0.8 * room), min(float(np.nanmax(high)), most + 0.8 * room)
     return [min(ends[0], 0.0) - 0.05 * room, max(ends[1], 0.0) + 0.05 * room]
 

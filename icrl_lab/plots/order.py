@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.plots import style
 from icrl_lab.plots.beside import LOOKS, bars, called, dots, finish, share
-from icrl_lab.plots.words import of_classes, sampled
+from icrl_lab.plots.words import estimate, of_classes, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -112,8 +113,9 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     made.update_xaxes(title=f"queries, by {what}", row=len(controls), col=1)
     held = [one.values.ravel(), *([target] if target is not None else [])]
     low, high = min(map(np.min, held)), max(map(np.max, held))
-    pad = 0.05 * (high - low) or 0.5
-    made.update_yaxes(title=style.safe(about.get("units", ""), 24), zeroline=False, range=[low - pad, high + pad])
+    pad = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
+    units = "<br>".join(style.safe(line) for line in textwrap.wrap(str(about.get("units", "")), 24))
+    made.update_yaxes(title=units, zeroline=False, range=[low - pad, high + pad])
     for title in made.layout.annotations:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
@@ -166,7 +168,7 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
 
 def _told(data: Any, control: str) -> str:
     value, low, high = (float(data[f"spread{tail}"].sel(control=control)) for tail in ("", "_low", "_high"))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return estimate(value, low, high)
 
 
 def _ranges(made: go.Figure, row: int, answers: Any, control: str, hover: list[str]) -> None:

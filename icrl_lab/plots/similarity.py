@@ -8,7 +8,19 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, bars, called, dots, finish, metric_of, share, unit_of
+from icrl_lab.plots.beside import (
+    DASHES,
+    LOOKS,
+    METRICS,
+    bars,
+    called,
+    dots,
+    finish,
+    least_room,
+    metric_of,
+    share,
+    unit_of,
+)
 from icrl_lab.plots.molecules import drawing
 from icrl_lab.plots.words import sampled
 
@@ -52,7 +64,7 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
             values = tuple(cell[f"curve_score{tail}"].values for tail in ("", "_low", "_high"))
             _band(made, col, values, (who, called(who, about)), legend=col == 1)
     score, low, high = (data[f"curve_score{tail}"].sel(metric=metric).values for tail in ("", "_low", "_high"))
-    room = max(float(score.max() - score.min()), 0.2)
+    room = max(float(score.max() - score.min()), least_room(metric, score, 0.2))
     reach = [max(low.min(), score.min() - 0.5 * room), min(high.max(), score.max() + 0.5 * room)]
     made.update_yaxes(range=[reach[0] - 0.04 * room, reach[1] + 0.04 * room])
     made.update_yaxes(title=unit_of(reading, metric), row=1, col=1)
@@ -239,12 +251,13 @@ def replay(reading: Reading, query: str, seed: int, selection: str) -> go.Figure
     simple = data["simple"].sel(selection=selection).values.tolist() if number else []
     rows += [Row(called(name, reading.about), name, float(value)) for name, value in zip(names, simple)]
     truth = float(data["target"]) if data["target"].dtype.kind == "f" else None
-    words = f"Seed {seed}; open: the same under random shots. The simple predictors see the shots of {selection!r}."
+    also = "; open: the same under random shots" if base else ""
+    words = f"Seed {seed}{also}. The simple predictors see the shots of {selection!r}."
     return strip(rows, truth, str(reading.about.get("units", "")), "What the model answered under these shots", words)
 
 
 def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else style.safe(value, 12)
+    return f"{value:.3g}" if isinstance(value, float) else style.safe(value, 12)
 
 
 def _card(made: go.Figure, text: str, x: float, y: float, words: str, about: Any) -> None:

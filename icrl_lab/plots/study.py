@@ -104,9 +104,9 @@ def _span(metric: str, tables: list[pd.DataFrame]) -> list[float]:
         return [0.0, 1.0]
     least, most = BOUNDED.get(metric, (value[fine].min(), value[fine].max()))
     first, last = min(least, value[fine].min()), max(most, value[fine].max())
-    reach = 1.0 if metric in BOUNDED else 1.5 * (last - first) + 1e-9
+    reach = 1.0 if metric in BOUNDED else 1.5 * (last - first) or abs(last)
     first, last = min(first, max(low[fine].min(), first - reach)), max(last, min(high[fine].max(), last + reach))
-    pad = 0.04 * (last - first) or 0.5
+    pad = 0.04 * (last - first) or 0.5 * abs(last) or 0.5
     return [first - pad, last + pad]
 
 
@@ -304,7 +304,7 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
     figure = go.Figure()
     ends = rows[["target", "prediction"]].to_numpy()
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
-    pad = 0.05 * (high - low) or 0.5
+    pad = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
     span = [low - pad, high + pad]
     figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"color": style.LINE, "dash": "dash", "width": 1.4}, hoverinfo="skip"))  # fmt: skip
     if seeds > 1:
