@@ -1,6 +1,7 @@
 """Plain pictures: where plotly would put a mark, in its colour, with nothing of the data as markup."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -203,6 +204,24 @@ def test_a_pattern_lies_on_its_bars_and_on_its_sign_in_the_legend(shape):
     figure.update_traces(marker_pattern_shape=shape, name="one").update_layout(showlegend=True)
     assert re.findall(place, svg(figure))[0] == 'x="3.0" y="-5.0" width="14.0" height="10.0"'
     assert "#123456" not in svg(figure.update_traces(marker_pattern_shape=""))
+
+
+def test_words_on_a_pattern_have_the_bars_colour_behind_them():
+    figure = go.Figure(
+        go.Bar(y=["a"], x=[3], text=["74%"], textposition="inside", orientation="h", marker_color="#0072B2")
+    )
+    behind = re.compile(r'<text [^>]*stroke="#0072B2" stroke-width="4" paint-order="stroke">74%<')
+    assert ">74%<" in svg(figure) and not behind.search(svg(figure))
+    assert behind.search(svg(figure.update_traces(marker_pattern_shape="+")))
+
+
+@pytest.mark.parametrize("cells,rows", [(2, ["0.28", "[-1.00, 1.00]"]), (20, ["0.28 [-1.00, 1.00]"])])
+def test_words_of_a_cell_stand_in_lines_where_there_is_room(cells, rows):
+    words = [["0.28<br>[-1.00, 1.00]"]] * cells
+    page = svg(go.Figure(go.Heatmap(z=[[0.28]] * cells, text=words, texttemplate="%{text}", showscale=False)))
+    found = re.findall(r'<text x="([^"]+)" y="([^"]+)">([^<]+)</text>', page.split('text-anchor="middle">', 1)[1])
+    assert [word for *_, word in found[: len(rows)]] == rows
+    assert all(abs(float(b[1]) - float(a[1])) > 10 for a, b in itertools.pairwise(found[: len(rows)]))
 
 
 def is_symbol(word: str) -> bool:

@@ -232,7 +232,8 @@ def bar(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
             word = "" if said is None else str(_of(said, i))
             if word and trace.get("textposition") == "inside":
                 middle = (lo + size / 2, a + 4) if flat else (a, lo + size / 2 + 4)
-                yield words(*middle, word, "middle", f' fill="{_contrast(colour)}"')
+                behind = f' stroke="{colour}" stroke-width="4" paint-order="stroke"' if pattern.get("shape") else ""
+                yield words(*middle, word, "middle", f' fill="{_contrast(colour)}"{behind}')
     yield from _errors(trace, points, [INK] * len(points), x, y)
 
 
@@ -286,8 +287,11 @@ def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
                 cells.setdefault(colour, []).append(
                     f"M{brief(px - wide / 2)} {brief(py - tall / 2)}h{across}v{down}h-{across}z"
                 )
-                if said := " ".join(lines(write(i, j, value)))[:room]:
-                    text = f'<text x="{brief(px)}" y="{brief(py + size / 3)}">{html.escape(said)}</text>'
+                said = lines(write(i, j, value))
+                said = said if 1.3 * size * len(said) < tall else [" ".join(said)]
+                for k, row in enumerate(said if any(said) else []):
+                    lower = size / 3 + 1.2 * size * (k - (len(said) - 1) / 2)
+                    text = f'<text x="{brief(px)}" y="{brief(py + lower)}">{html.escape(row[:room])}</text>'
                     texts.setdefault(_contrast(colour), []).append(text)
     yield from (f'<path d="{"".join(d)}" fill="{colour}"/>' for colour, d in cells.items())
     for colour, found in texts.items():
