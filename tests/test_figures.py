@@ -224,3 +224,13 @@ def test_panels_of_heads_leave_room_for_ticks_and_titles(number):
     tall = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     ends = sorted(tuple(axis.domain) for axis in figure.select_yaxes())
     assert len(ends) > 1 and min(b[0] - a[1] for a, b in itertools.pairwise(ends)) * tall > 44
+
+
+@pytest.mark.parametrize(
+    "question,name", [("order", "spread"), ("attention", "overview"), ("attention", "sink and shift")]
+)
+def test_titles_of_panels_do_not_lie_on_the_caption(question, name):
+    figure = figures(question, classes=True, seeds=2)[name]
+    first = max(figure.layout.annotations, key=lambda note: note.y)
+    assert (first.yref, first.yanchor) == ("paper", "bottom") and first.y > 0.99
+    assert figure.layout.margin.t >= 42 + 16 * figure.layout.title.text.count("<br>") + 14

@@ -105,7 +105,7 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
     height = len(rows) * int(np.clip(16 * data.sizes["head"], 130, 420)) + 60
     style.finish(made, title or "Attention by block and head", caption, height)
     made.update_annotations(font_size=12)
-    made.update_layout(margin_b=86, height=made.layout.height + 34)
+    made.update_layout(margin_b=86, margin_t=made.layout.margin.t + 14, height=made.layout.height + 48)
     return made
 
 

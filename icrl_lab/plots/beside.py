@@ -53,8 +53,8 @@ def called(who: str, about: Mapping[str, Any]) -> str:
 def finish(figure: go.Figure, title: str, caption: str, height: int, entries: int, panels: bool = False) -> go.Figure:
     """As style.finish, with room for a legend of so many entries; `panels` have titles of their own, which the legend stands above."""
     rows = -(-entries // 2)
-    figure = style.finish(figure, title, caption, height + 22 * panels, rows + panels if rows else 0)
-    figure.update_layout(legend_tracegroupgap=0)
+    figure = style.finish(figure, title, caption, height + 22 * panels, rows + panels)
+    figure.update_layout(legend_tracegroupgap=0, showlegend=rows > 0)
     if panels and rows:
         figure.update_layout(legend_y=1 + 20 / (height + 22))
     return figure
