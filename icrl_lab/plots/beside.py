@@ -135,7 +135,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
                 legend=False,
                 p=cell["gain_q"].values,
                 more=more,
-                words=f"{called('real', reading.about)} less {called(name, reading.about)}",
+                words=f"{whose('real', reading.about)} less {called(name, reading.about)}",
             )
     for top in tops[1:]:
         figure.add_hline(y=top + 1.1, line={"color": style.GRID, "width": 1})
