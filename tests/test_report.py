@@ -442,9 +442,12 @@ def test_the_confusions_of_a_class_sum_to_one_and_failures_are_seen():
     frame = pd.DataFrame(
         {"item": list("abcd"), "seed": 0, "target": ["x", "x", "y", "y"], "prediction": ["x", "y", "y", None]}
     )
-    heat = study.confusion(frame).data[0]
-    assert list(heat.x) == ["x", "y", "failed"] and list(heat.y) == ["x", "y"]
-    np.testing.assert_allclose(heat.z, [[0.5, 0.5, 0], [0, 0.5, 0.5]])
+    figure = study.confusion(frame)
+    assert list(figure.layout.xaxis.ticktext) == ["x", "y", "failed"] and list(figure.layout.yaxis.ticktext) == [
+        "x",
+        "y",
+    ]
+    np.testing.assert_allclose(figure.data[0].z, [[0.5, 0.5, 0], [0, 0.5, 0.5]])
 
 
 def test_a_curve_joins_one_arm_at_several_draws():

@@ -1,6 +1,9 @@
 """Plain pictures: where plotly would put a mark, in its colour, with nothing of the data as markup."""
 
+import ast
+import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -8,8 +11,9 @@ import plotly.io as pio
 import pytest
 from plotly.subplots import make_subplots
 
-from icrl_lab.plots import still
+from icrl_lab.plots import still, style
 from icrl_lab.plots.svg import svg
+from icrl_lab.plots.svg_marks import scale
 
 
 def numbers(page: str, tag: str, name: str) -> np.ndarray:
@@ -51,6 +55,15 @@ def test_a_heat_map_is_centred_where_it_says():
     assert sum(map(len, cells.values())) == 5
     low, middle, high = (cells[c][0] for c in ("#0000ff", "#c8c8c8", "#ff0000"))
     assert float(low[0]) < float(middle[0]) < float(high[0]) and low[1] == middle[1] == high[1]
+
+
+def test_colours_of_a_scale_may_be_written_in_different_ways():
+    """Hex digits, rgb and rgba in one scale: each is met at its place, and half way between two lies their mean."""
+    stops = [[0, "#D55E00"], [0.5, "rgba(200,200,200,0.35)"], [0.75, "rgb(0, 0, 0)"], [1, "#0072B2"]]
+    found = [scale(stops, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert found == ["#d55e00", "rgba(206,147,100,0.68)", "rgba(200,200,200,0.35)", "#000000", "#0072b2"]
+    assert scale([[0, "#fff"], [1, "#FF000080"]], 0.0) == "#ffffff"
+    assert scale([[0, "no colour"], [1, "url(x)"]], 0.5) == "#666666"
 
 
 def test_intervals_are_drawn_and_missing_values_are_not():
@@ -155,6 +168,95 @@ def test_every_symbol_is_drawn_once_a_point_around_its_point(symbol):
     plain = svg(figure.update_traces(marker_symbol="circle"))
     starts = np.array(list(dict.fromkeys(re.findall(r"M([-0-9.]+?) ?(-?[0-9.]+)[mh]", d))), float)
     assert np.allclose(starts, discs(plain, "#0072B2"))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_bars_with_a_place_of_their_own_stand_there(flat, turned):
+    """As what a shot adds by three methods: side by side in the row of the shot, the first one nearest to where the axis begins."""
+    wide, letters = 0.8 / 3, ("y", "x") if flat else ("x", "y")
+    figure = go.Figure()
+    for i in range(3):
+        values = dict(zip(letters, ([0, 1], [1, 2])))
+        figure.add_bar(**values, orientation="h" if flat else "v", width=wide, offset=-0.4 + wide * i)
+    span = [1.5, -0.5] if turned else [-0.5, 1.5]
+    page = svg((figure.update_yaxes if flat else figure.update_xaxes)(range=span))
+    start, size = (numbers(page, "rect", name).reshape(3, 2) for name in (("y", "height") if flat else ("x", "width")))
+    middle = start + size / 2
+    place = size[0, 0] / wide * (1 if turned == flat else -1)  # pixels from a row to the next
+    assert np.allclose(np.diff(middle, axis=0), wide * place, atol=0.2)
+    assert np.allclose(np.diff(middle, axis=1), place, atol=0.2)
+
+
+@pytest.mark.parametrize("shape", ["/", "\\", "x", "-", "|", "+", "."])
+def test_a_pattern_lies_on_its_bars_and_on_its_sign_in_the_legend(shape):
+    """Without names, which two pictures of a page could share."""
+    pattern = {"shape": ["", shape], "fgcolor": "#123456"}
+    figure = go.Figure(
+        [go.Bar(y=["a", "b"], x=[3, 1], orientation="h", marker={"color": "#0072B2", "pattern": pattern})]
+    )
+    page = svg(figure)
+    bars, place = (
+        re.findall(r"<rect ([^>]*?) fill", page),
+        r'<svg (x="[^"]+" y="[^"]+" width="[^"]+" height="[^"]+") overflow',
+    )
+    assert re.findall(place, page) == bars[1:] and 'stroke="#123456"' in page and " id=" not in page
+    figure.update_traces(marker_pattern_shape=shape, name="one").update_layout(showlegend=True)
+    assert re.findall(place, svg(figure))[0] == 'x="3.0" y="-5.0" width="14.0" height="10.0"'
+    assert "#123456" not in svg(figure.update_traces(marker_pattern_shape=""))
+
+
+def test_words_on_a_pattern_have_the_bars_colour_behind_them():
+    figure = go.Figure(
+        go.Bar(y=["a"], x=[3], text=["74%"], textposition="inside", orientation="h", marker_color="#0072B2")
+    )
+    behind = re.compile(r'<text [^>]*stroke="#0072B2" stroke-width="4" paint-order="stroke">74%<')
+    assert ">74%<" in svg(figure) and not behind.search(svg(figure))
+    assert behind.search(svg(figure.update_traces(marker_pattern_shape="+")))
+
+
+@pytest.mark.parametrize("cells,rows", [(2, ["0.28", "[-1.00, 1.00]"]), (20, ["0.28 [-1.00, 1.00]"])])
+def test_words_of_a_cell_stand_in_lines_where_there_is_room(cells, rows):
+    words = [["0.28<br>[-1.00, 1.00]"]] * cells
+    page = svg(go.Figure(go.Heatmap(z=[[0.28]] * cells, text=words, texttemplate="%{text}", showscale=False)))
+    found = re.findall(r'<text x="([^"]+)" y="([^"]+)">([^<]+)</text>', page.split('text-anchor="middle">', 1)[1])
+    assert [word for *_, word in found[: len(rows)]] == rows
+    assert all(abs(float(b[1]) - float(a[1])) > 10 for a, b in itertools.pairwise(found[: len(rows)]))
+
+
+def is_symbol(word: str) -> bool:
+    try:
+        return go.scatter.Marker(symbol=word).symbol == word
+    except ValueError:
+        return False
+
+
+def used_symbols() -> list[str]:
+    """Every symbol of plotly's that figures of the lab name, and the open shape of each that has one."""
+    files = [path for path in Path(still.__file__).parent.glob("*.py") if not path.name.startswith("svg")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    said = {
+        n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
+    named = {word for word in said if word.replace("-", "").isalpha() and is_symbol(word)}
+    opened = {f"{name}-open" for name in named & {*style.SHAPES, *(shape for _, shape in style.CONTROLS.values())}}
+    return sorted(named | opened)
+
+
+def test_every_symbol_that_figures_use_is_a_mark_of_its_own():
+    pictures = {}
+    for symbol in used_symbols():
+        marker = {"symbol": symbol, "color": "#0072B2", "size": 10, "line": {"width": 1.5, "color": "#0072B2"}}
+        pictures[symbol] = svg(go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="markers", marker=marker)))
+    assert {"star-diamond", "line-ew", "x-thin", "circle-x-open", "x-open", "star"} <= set(pictures)
+    assert len(set(pictures.values())) == len(pictures)
+
+
+@pytest.mark.parametrize("symbol", ["line-ew", "x-thin"])
+def test_a_symbol_that_is_only_a_line_has_the_look_of_the_markers_line(symbol):
+    marker = {"symbol": symbol, "size": 9, "line": {"color": "#E69F00", "width": 2.5}}
+    page = svg(go.Figure(go.Scatter(x=[0, 1], y=[0, 1], mode="markers", marker=marker)))
+    assert re.search(r'<g stroke-width="2.5" fill="none"><path d="[^"]+" stroke="#E69F00"/>', page)
 
 
 def test_decades_are_named_and_lie_where_their_values_do():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import LOOKS, NAMES, bars, finish
+from icrl_lab.plots.beside import LOOKS, bars, called, finish, whose
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,7 +29,6 @@ MAPS = {  # name -> title, how numbers are written, scale
     "gain": ("ρ beyond other queries, real less {null}", "+.2f"),
 }  # fmt: skip
 SIGNED = ("shift", "rho", "follows", "gain")
-INTERVALS = "Bars are 95 % intervals over seeds and queries."
 
 
 def figure(reading: Reading, part: str = "", target: str = "") -> go.Figure:
@@ -43,7 +44,7 @@ def figure(reading: Reading, part: str = "", target: str = "") -> go.Figure:
     target = _known(target or str(data["top_target"].values[0]), data["target"].values, "target")
     name = "gain" if "gain" in data else "follows"
     left = _known(part or target, data["part"].values, "part")
-    title = f"Attention to the shots' {target}s, by block and head"
+    title = f"Attention to the shots' {_role(target, reading.about)}s, by block and head"
     return heads_map(
         reading, [("share", {"control": "real", "part": left}), (name, {"control": "real", "target": target})], title
     )
@@ -60,6 +61,9 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
     data, about = reading.data, reading.about
     rows = data["row"].values.tolist()
     names = [MAPS[_known(n, list(MAPS), "map")][0].format(null=about.get("null", "")) for n, _ in panels]
+    controls = _controls(reading, panels)
+    if len(set(controls) - {""}) > 1:
+        names = [f"{name}, {called(c, about)}" if c else name for name, c in zip(names, controls)]
     made = make_subplots(
         len(rows), len(panels), shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.05, vertical_spacing=0.06,
         column_titles=names,
@@ -74,7 +78,7 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
                     **scale,
                     "colorbar": {
                         "orientation": "h", "thickness": 10, "len": 0.86 * wide, "x": wide * (j + 0.5), "xanchor": "center", "y": 0,
-                        "yref": "container", "yanchor": "bottom", "ypad": 6, "tickformat": MAPS[name][1], "nticks": 5, "title": None,
+                        "yref": "container", "yanchor": "bottom", "ypad": 6, "tickformat": _written(name, cells.values), "nticks": 5, "title": None,
                     },
                 }
             }
@@ -97,16 +101,43 @@ def heads_map(reading: Reading, panels: list[tuple[str, dict[str, Any]]], title:
         made.update_yaxes(title=f"head, from {SHORT[row]}", title_font_size=12, row=i + 1, col=1, title_standoff=4)
     made.update_xaxes(showgrid=False, zeroline=False)
     made.update_yaxes(showgrid=False, zeroline=False, autorange="reversed")
-    caption = (
-        f"n = {about['n']}; shares are of all but position 0, under real vectors. ρ: Spearman over shots, attention against the encoder's cosine, "
-        "less the ρ with other queries' similarities. Crosses: p < 0.05 after Holm; open circles: after Benjamini-Hochberg alone "
-        "(matching of queries with similarities); p and intervals in the hover."
-    )
+    caption = f"n = {about['n']}; {'; '.join(_told(reading, panels))} in the hover."
     height = len(rows) * int(np.clip(16 * data.sizes["head"], 130, 420)) + 60
     style.finish(made, title or "Attention by block and head", caption, height)
     made.update_annotations(font_size=12)
-    made.update_layout(margin_b=86, height=made.layout.height + 34)
+    made.update_layout(margin_b=86, margin_t=made.layout.margin.t + 14, height=made.layout.height + 48)
     return made
+
+
+def _controls(reading: Reading, panels: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """The control that each panel shows; "" of a difference of two."""
+    return [str(at["control"]) if "control" in reading.data[name].dims else "" for name, at in panels]
+
+
+def _told(reading: Reading, panels: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What a caption says of these panels and of no other: what is counted, under what, and which marks there are."""
+    about, shown, controls = reading.about, {name for name, _ in panels}, set(_controls(reading, panels)) - {""}
+    out = []
+    if shown & {"share", "shift"}:
+        out.append(
+            "shares are of all but position 0" + ("; that of position 0 is of everything" if "sink" in shown else "")
+        )
+    if len(controls) == 1:
+        out.append(f"under {called(next(iter(controls)), about)}")
+    if shown & {"rho", "follows", "gain"}:
+        less = ", less the ρ with other queries' similarities" if shown & {"follows", "gain"} else ""
+        out.append(f"ρ: Spearman over shots, attention against the encoder's cosine{less}")
+    if shown & {"follows", "gain"}:
+        out.append(
+            "crosses: p < 0.05 after Holm; open circles: after Benjamini-Hochberg alone (matching of queries with similarities)"
+        )
+    return [*out, "p and intervals" if shown & {"follows", "gain"} else "intervals"]
+
+
+def _written(name: str, z: np.ndarray) -> str:
+    """How the numbers of a map are written: shares that are all small take more digits."""
+    form, most = MAPS[name][1], float(np.nanmax(np.abs(z), initial=0.0))
+    return form.replace(".0%", ".0%" if most >= 0.05 else ".1%" if most >= 0.005 else ".2%")
 
 
 def _scale(name: str, z: np.ndarray) -> dict[str, Any]:
@@ -123,8 +154,8 @@ def _hover(data: xr.Dataset, name: str, at: dict[str, Any]) -> list[list[str]]:
         cells = data[array].sel({k: v for k, v in at.items() if k in data[array].dims})
         return cells.transpose("head", "layer").values
 
-    words = MAPS[name][1].lstrip("+")
     value, low, high = (table(n) for n in (name, f"{name}_low", f"{name}_high"))
+    words = _written(name, value).lstrip("+")
     out = [[f"{v:{words}} [{a:{words}}, {b:{words}}]" for v, a, b in zip(*rows)] for rows in zip(value, low, high)]
     if f"{name}_q" not in data:
         return out
@@ -191,17 +222,18 @@ def parts(reading: Reading) -> go.Figure:
                         [float(one[n]), *rest]
                         for n, rest in zip((names[2], f"{names[2]}_low", f"{names[2]}_high"), (value, low, high))
                     )
-                bars(made, i + 1, j + 1, (value, at if sink else at[1:], low, high), control, flat=True, legend=not i and not j, words=_words(control))  # fmt: skip
-    labels = ["<i>position 0, of all</i>", *map(style.safe, shown)]
+                bars(made, i + 1, j + 1, (value, at if sink else at[1:], low, high), control, flat=True, legend=not i and not j, words=called(control, about))  # fmt: skip
+    labels = ["<i>position 0, of all</i>", *(style.safe(_role(p, about)) for p in shown)]
     made.update_yaxes(tickvals=y, ticktext=labels, range=[y[-1] - 0.6, 0.6], showgrid=True, zeroline=False)
     made.update_xaxes(tickformat=".0%", rangemode="tozero", col=1)
     made.update_xaxes(rangemode="tozero", col=2)
     for i in range(len(rows)):
         made.add_vline(x=1, line={"color": style.LINE, "dash": "dot", "width": 1.2}, row=i + 1, col=2)
+    role = "Under text, the item's text has the vector's role. " if "text" in controls else ""
     how = "Rollout through all blocks" if rolled else "Mean of all blocks and heads"
     caption = (
         f"n = {about['n']}. {how}; shares are of all but position 0, whose share of everything stands above. On the right, a token of the part "
-        f"beside a token under even attention (dotted). Under text, the item's text has the vector's role. {INTERVALS}"
+        f"beside a token under even attention (dotted). {role}Bars are 95 % intervals over {sampled(about)}."
     )
     title = "What could reach each place" if rolled else "Where attention lies, beside its nulls"
     finish(made, title, caption, len(rows) * (30 * len(y) + 40), len(controls), panels=True)
@@ -209,8 +241,9 @@ def parts(reading: Reading) -> go.Figure:
     return made
 
 
-def _words(control: str) -> str:
-    return NAMES.get(control, f"{control} vectors")
+def _role(part: str, about: Mapping[str, Any]) -> str:
+    """A part of the prompt in words; in an arm of text the item's text has the vector's role."""
+    return part.replace("vector", "text") if about.get("arm") == "text" else part
 
 
 # ------------------------------------------------------------------------------------------------ heads
@@ -237,7 +270,7 @@ def heads(reading: Reading) -> go.Figure:
         cells = [data.sel(control=control, **at) for at in top]
         values = [[float(c[n]) for c in cells] for n in ("rho", "rho_low", "rho_high")]
         at = y - 0.2 * (number - (len(controls) - 1) / 2)
-        bars(made, 1, 1, (values[0], at, values[1], values[2]), control, flat=True, words=_words(control))
+        bars(made, 1, 1, (values[0], at, values[1], values[2]), control, flat=True, words=called(control, about))
     cells = [(data if name == "gain" else data.sel(control="real")).sel(**at) for at in top]
     left = [[float(c[n]) for c in cells] for n in (name, f"{name}_low", f"{name}_high")]
     q = np.array([float(c[f"{name}_q"]) for c in cells])
@@ -251,16 +284,20 @@ def heads(reading: Reading) -> go.Figure:
         legend=False,
         p=q,
         more="<br>p after Holm %{customdata[2]:.2g}",
+        words=called("real", about),
     )
     for col in (1, 2):
         made.add_vline(x=0, line={"color": style.LINE, "width": 1.4}, row=1, col=col)
-    labels = [f"{a['layer']}.{a['head']} {a['row']} → {a['target']}{'*' if p < 0.05 else ''}" for a, p in zip(top, q)]
+    labels = [
+        f"{a['layer']}.{a['head']} {a['row']} → {_role(str(a['target']), about)}{'*' if p < 0.05 else ''}"
+        for a, p in zip(top, q)
+    ]
     made.update_yaxes(tickvals=y, ticktext=labels, range=[y[-1] - 0.6, 0.6], zeroline=False)
     made.update_xaxes(zeroline=False)
     caption = (
         f"n = {about['n']}. Block.head, from where to what. Spearman's ρ over the shots between attention and the encoder's cosine with the query; on "
         f"the right less the ρ with other queries' similarities{less}. * p < 0.05 after Holm. Chosen as the strongest of "
-        f"{data[name].sel(control='real').size if name == 'follows' else data[name].size}, so their ρ is flattered. {INTERVALS}"
+        f"{data[name].sel(control='real').size if name == 'follows' else data[name].size}, so their ρ is flattered. Bars are 95 % intervals over {sampled(about)}."
     )
     finish(made, "The heads that follow the encoder most", caption, 34 * len(top) + 40, len(controls), panels=True)
     made.update_annotations(font_size=12)
@@ -290,16 +327,20 @@ def example(reading: Reading, query: str | None = None, seed: int | None = None,
     x = np.arange(len(order))
     made = go.Figure()
     for control in [c for c in data["control"].values.tolist() if c != "text"]:
-        _attended(made, one, x, control)
+        _attended(made, one, x, control, called(control, reading.about))
     item = [style.safe(t, 16) for t in (one["shot_text"] if "shot_text" in one else one["shot_item"]).values]
-    who, what = f"block {int(one['top_layer'])}, head {int(one['top_head'])}", str(one["top_target"].item())
+    who, what = (
+        f"block {int(one['top_layer'])}, head {int(one['top_head'])}",
+        _role(str(one["top_target"].item()), reading.about),
+    )
     made.update_xaxes(
         tickvals=x, ticktext=[f"{s:.2f}" for s in one["similarity"].values], tickangle=-60, tickfont_size=10, zeroline=False, showgrid=False,
         title="shots by the encoder's cosine with the query, nearest first", title_standoff=6, range=[-0.6, len(x) - 0.4],
     )  # fmt: skip
     made.update_yaxes(title="attention, times even", rangemode="tozero", zeroline=True)
     of_noise = ", ".join(
-        f"{float(one['top_rho'].sel(control=c)):+.2f} under {c}" for c in one["control"].values.tolist()
+        f"{float(one['top_rho'].sel(control=c)):+.2f} under {whose(c, reading.about)}"
+        for c in one["control"].values.tolist()
     )
     caption = (
         f"Seed {seed}, query {style.safe(query, 30)} (where no query is asked for, the one whose ρ is the seed's median); {who}, from "
@@ -316,7 +357,7 @@ def example(reading: Reading, query: str | None = None, seed: int | None = None,
     return made
 
 
-def _attended(made: go.Figure, one: xr.Dataset, x: np.ndarray, control: str) -> None:
+def _attended(made: go.Figure, one: xr.Dataset, x: np.ndarray, control: str, words: str) -> None:
     go = style.graph_objects()
     value = one["top_lift"].sel(control=control).values
     colour, shape = LOOKS.get(control, style.look(control))
@@ -328,15 +369,13 @@ def _attended(made: go.Figure, one: xr.Dataset, x: np.ndarray, control: str) -> 
     ]
     hover = {
         "customdata": told,
-        "hovertemplate": f"<b>{_words(control)}</b><br>%{{customdata}}<br>%{{y:.2f}} times even<extra></extra>",
+        "hovertemplate": f"<b>{words}</b><br>%{{customdata}}<br>%{{y:.2f}} times even<extra></extra>",
     }
     if control == "real":
-        made.add_trace(
-            go.Bar(x=x, y=value, name=_words(control), marker={"color": colour, "opacity": 0.85}, width=0.62, **hover)
-        )
+        made.add_trace(go.Bar(x=x, y=value, name=words, marker={"color": colour, "opacity": 0.85}, width=0.62, **hover))
         return
     marker = {"color": colour, "symbol": shape, "size": 8, "line": {"width": 1, "color": colour}}
-    made.add_trace(go.Scatter(x=x, y=value, name=_words(control), mode="markers", marker=marker, **hover))
+    made.add_trace(go.Scatter(x=x, y=value, name=words, mode="markers", marker=marker, **hover))
 
 
 def _gallery(one: xr.Dataset, names: list[str]) -> list[tuple[str, str, str]]:
@@ -396,9 +435,9 @@ def places(reading: Reading, top: int = 0) -> go.Figure:
         colour, shape = LOOKS.get(control, style.look(control))
         made.add_trace(
             go.Scatter(
-                x=data["shot"].values + 1, y=data["by_shot"].sel(control=control, **at).values, name=_words(control), mode="lines+markers",
+                x=data["shot"].values + 1, y=data["by_shot"].sel(control=control, **at).values, name=called(control, reading.about), mode="lines+markers",
                 line={"color": colour, "width": 1.5}, marker={"color": colour, "symbol": shape, "size": 7},
-                hovertemplate=f"<b>{_words(control)}</b><br>shot %{{x}}: %{{y:.2f}} times even<extra></extra>",
+                hovertemplate=f"<b>{called(control, reading.about)}</b><br>shot %{{x}}: %{{y:.2f}} times even<extra></extra>",
             )
         )  # fmt: skip
     made.add_hline(y=1, line={"color": style.LINE, "dash": "dot", "width": 1.2})
@@ -408,7 +447,7 @@ def places(reading: Reading, top: int = 0) -> go.Figure:
     made.update_yaxes(title="attention, times even", rangemode="tozero")
     caption = (
         f"n = {reading.about['n']}; means, without intervals. Block {at['layer']}, head {at['head']}, from {ROWS[str(at['row'])]} to the shots' "
-        f"{at['target']}s. Dotted: even attention. What a place has for every query, whatever its shot: a head's taste for places."
+        f"{_role(str(at['target']), reading.about)}s. Dotted: even attention. What a place has for every query, whatever its shot: a head's taste for places."
     )
     return style.finish(
         made, "Does it matter where a shot stands?", caption, 300, legend_rows=-(-data.sizes["control"] // 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -62,13 +64,23 @@ def figure(reading: Reading, query: str | None = None, seed: int | None = None, 
     made.update_xaxes(title=f"what the shot adds to the answer [{style.safe(units)}]", title_standoff=6, zeroline=False)
     caption = (
         f"One query of {reading.about['n']}: {style.safe(_item(rows, query))}, seed {seed}, {control} vectors; answer "
-        f"{float(rows['outcome']):.2f}. Shots from first to last; at the left their label and the cosine of the encoder's vectors "
-        f"to the query's. Three methods replace vectors by the {reading.about['baseline']} slot; leaving out takes label and all."
+        f"{float(rows['outcome']):.3g}. Shots from first to last; at the left their label and the cosine of the encoder's vectors "
+        f"to the query's. {_ways(names, reading.about['baseline'])}."
     )
     height = max(26, min(44, 900 // k)) * k
     style.finish(made, "What each shot adds to one answer", caption, height, legend_rows=2)
     _molecules(made, rows, k, height)
     return made
+
+
+def _ways(names: Sequence[str], baseline: str) -> str:
+    """What the methods that are drawn do with a shot."""
+    replacing = sum(name != "leave-one-out" for name in names)
+    many = ("", "One method replaces", "Two methods replace", "Three methods replace")[replacing]
+    out = [f"{many} vectors by the {baseline} slot"] if many else []
+    out += ["leaving out takes label and all"] if "leave-one-out" in names else []
+    said = "; ".join(out)
+    return said[:1].upper() + said[1:]
 
 
 def _largest(data: xr.Dataset, seed: int, control: str) -> str:
@@ -148,13 +160,9 @@ def agreement(reading: Reading) -> go.Figure:
     )
     caption = (
         f"n = {reading.about['n']}. Rank correlation over the shots of each query; below the diagonal real vectors, above it noise "
-        f"vectors. In brackets 95 % intervals over {_over(reading)}."
+        f"vectors. In brackets 95 % intervals over {sampled(reading.about)}."
     )
     return style.finish(made, "Do the methods name the same shots?", caption, 420)
-
-
-def _over(reading: Reading) -> str:
-    return "queries alone, for one seed" if len(reading.about["seeds"]) == 1 else "seeds and queries"
 
 
 def completeness(reading: Reading) -> go.Figure:
@@ -167,7 +175,7 @@ def completeness(reading: Reading) -> go.Figure:
         colour, shape = LOOKS[name]
         error = data["error"].sel(by=name)
         spread = np.linspace(-0.3, 0.3, error.size)
-        queries = np.broadcast_to(data["query"].values, error.shape).ravel()
+        queries = np.broadcast_to([style.safe(q, 40) for q in data["query"].values], error.shape).ravel()
         control = np.repeat(data["control"].values, error.size // data.sizes["control"])
         made.add_trace(
             go.Scatter(
@@ -231,7 +239,7 @@ def nearness(reading: Reading) -> go.Figure:
     )
     caption = (
         f"n = {reading.about['n']}. Above: size of a shot's attribution and cosine of the encoder's vectors of shot and query; below: size and "
-        f"place in the prompt. Bars are 95 % intervals over {_over(reading)}."
+        f"place in the prompt. Bars are 95 % intervals over {sampled(reading.about)}."
     )
     return style.finish(made, "Do attributions go to similar shots?", caption, int(30 * y), legend_rows=1)
 
@@ -264,7 +272,7 @@ def points(reading: Reading, by: str | None = None) -> go.Figure:
     made.update_xaxes(title="cosine of shot and query", title_standoff=6, zeroline=False)
     made.update_yaxes(title=f"size [{style.safe(reading.about['units'])}]", rangemode="tozero", col=1)
     rho = "; ".join(f"{c} ρ = {_told(data, 'nearness', by=by, control=c)}" for c in data["control"].values.tolist())
-    caption = f"n = {reading.about['n']}; {NAMES[by]}. Mean over queries: {rho}, 95 % intervals over {_over(reading)}."
+    caption = f"n = {reading.about['n']}; {NAMES[by]}. Mean over queries: {rho}, 95 % intervals over {sampled(reading.about)}."
     style.finish(made, "Attribution and similarity, shot by shot", caption, 340)
     made.update_layout(margin_t=made.layout.margin.t + 22, height=made.layout.height + 22)
     return made
@@ -297,7 +305,7 @@ def spans(reading: Reading) -> go.Figure:
     made.update_xaxes(title="share of all that is attributed", tickformat=".0%", rangemode="tozero", title_standoff=6)
     caption = (
         f"n = {reading.about['n']}; sizes summed over the spans of a role, each replaced by the {reading.about['baseline']} embedding. Bars are "
-        f"95 % intervals over {_over(reading)}."
+        f"95 % intervals over {sampled(reading.about)}."
     )
     return style.finish(made, "Vectors, labels, text: what answers rest on", caption, 300, legend_rows=2)
 

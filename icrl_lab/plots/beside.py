@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -37,11 +39,22 @@ SOURCES = {  # colour and pattern of each source of variance
 }  # fmt: skip
 
 
+def whose(control: str, about: Mapping[str, Any]) -> str:
+    """What a control's slots hold: the control, or in an arm of text the text."""
+    return "text" if control == "real" and about.get("arm") == "text" else control
+
+
+def called(who: str, about: Mapping[str, Any]) -> str:
+    """A control or a predictor in words."""
+    who = whose(who, about)
+    return NAMES.get(who, f"{who} vectors" if who in style.CONTROLS else who)
+
+
 def finish(figure: go.Figure, title: str, caption: str, height: int, entries: int, panels: bool = False) -> go.Figure:
     """As style.finish, with room for a legend of so many entries; `panels` have titles of their own, which the legend stands above."""
     rows = -(-entries // 2)
-    figure = style.finish(figure, title, caption, height + 22 * panels, rows + panels if rows else 0)
-    figure.update_layout(legend_tracegroupgap=0)
+    figure = style.finish(figure, title, caption, height + 22 * panels, rows + panels)
+    figure.update_layout(legend_tracegroupgap=0, showlegend=rows > 0)
     if panels and rows:
         figure.update_layout(legend_y=1 + 20 / (height + 22))
     return figure
@@ -68,7 +81,7 @@ def bars(figure: go.Figure, row: int, col: int, values: Any, name: str, **option
     flat = options.get("flat", False)
     value: Any = x if flat else y
     reach: dict[str, Any] = {
-        "array": np.nan_to_num(high - value), "arrayminus": np.nan_to_num(value - low), "color": colour, "thickness": 1.3, "width": 3,
+        "array": high - value, "arrayminus": value - low, "color": colour, "thickness": 1.3, "width": 3,
     }  # fmt: skip
     words = options.get("words", NAMES.get(name, name))
     figure.add_trace(
@@ -106,6 +119,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
             (cell["score"].values, tops - place, cell["score_low"].values, cell["score_high"].values),
             name,
             flat=True,
+            words=called(name, reading.about),
         )
         if name in versus:
             cell = data.sel(metric=metric, versus=name)
@@ -121,7 +135,7 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
                 legend=False,
                 p=cell["gain_q"].values,
                 more=more,
-                words=f"real less {NAMES.get(name, name)}",
+                words=f"{whose('real', reading.about)} less {called(name, reading.about)}",
             )
     for top in tops[1:]:
         figure.add_hline(y=top + 1.1, line={"color": style.GRID, "width": 1})
@@ -130,21 +144,26 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
     figure.update_yaxes(
         tickvals=tops - (len(by) - 1) / 2, ticktext=[names.get(c, style.safe(c, 24)) for c in conditions], row=1, col=1
     )
-    reach = _reach(data.sel(metric=metric), "score")
+    reach = _reach(data.sel(metric=metric), "score", metric)
     figure.update_xaxes(title=unit_of(reading, metric), range=reach, row=1, col=1, title_standoff=6)
     figure.update_xaxes(
-        title="arm less other", range=_reach(data.sel(metric=metric), "gain"), row=1, col=2, title_standoff=6
+        title="arm less other", range=_reach(data.sel(metric=metric), "gain", metric), row=1, col=2, title_standoff=6
     )
     words = f"{caption} Left: {METRICS.get(metric, metric)}; right: what the arm has over each, paired on the same seeds and queries. "
-    words += f"n = {reading.about['n']}; bars are 95 % intervals over new seeds and queries."
+    words += f"n = {reading.about['n']}; bars are 95 % intervals over new {sampled(reading.about)}."
     return finish(figure, title, words, int(13 * block * len(conditions)) + 20, len(by))
 
 
-def _reach(data: xr.Dataset, name: str) -> list[float]:
+def least_room(metric: str, values: Any, room: float) -> float:
+    """The least width of an axis: `room` of a correlation or an accuracy; of a metric with units that share of its largest value."""
+    return room if metric in ("pearson", "accuracy") else room * float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+
+
+def _reach(data: xr.Dataset, name: str, metric: str) -> list[float]:
     """All estimates, and intervals as far as they do not crush them."""
     value, low, high = (data[f"{name}{tail}"].values for tail in ("", "_low", "_high"))
     least, most = float(np.nanmin(value)), float(np.nanmax(value))
-    room = max(most - least, 0.3)
+    room = max(most - least, least_room(metric, value, 0.3))
     ends = max(float(np.nanmin(low)), least - 0.8 * room), min(float(np.nanmax(high)), most + 0.8 * room)
     return [min(ends[0], 0.0) - 0.05 * room, max(ends[1], 0.0) + 0.05 * room]
 
@@ -165,7 +184,7 @@ def share(reading: Reading) -> go.Figure:
         held = data["share"].sel(source=source).values
         figure.add_trace(
             go.Bar(
-                x=held, y=[NAMES.get(c, c) for c in controls], orientation="h", name=source.replace("x", "×"), showlegend=True,
+                x=held, y=[called(c, reading.about) for c in controls], orientation="h", name=source.replace("x", "×"), showlegend=True,
                 marker={"color": colour, "pattern": {"shape": pattern, "size": 5, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.75)"}},
                 text=[f"{v:.0%}" if v >= 0.06 else "" for v in held], textposition="inside", insidetextanchor="middle",
                 hovertemplate="%{y}: %{x:.1%}<extra>" + source + "</extra>",
@@ -177,7 +196,7 @@ def share(reading: Reading) -> go.Figure:
     for place, control in enumerate(controls):
         cell = data.sel(control=control)
         marks = (cell["share"].values, tops - place, cell["share_low"].values, cell["share_high"].values)
-        bars(figure, 2, 1, marks, control, flat=True)
+        bars(figure, 2, 1, marks, control, flat=True, words=called(control, reading.about))
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_yaxes(autorange="reversed", row=1, col=1, showgrid=False)
     ticks = [s.replace("x", "×") if len(s.split()) > 1 else s for s in sources]

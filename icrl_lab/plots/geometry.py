@@ -236,8 +236,9 @@ def distortion(reading: Reading) -> go.Figure:
     if "slot_cosine" not in data:
         raise DataError("this reading has no cosines of pairs; take one of probes.geometry")
     figure = _grid(1, 2, ["cosine of each pair", "norm of each item"], horizontal_spacing=0.13)
-    rho = data["rho"].values
-    _band(figure, rho, data["theory_low"].values, data["theory_high"].values, style.GREY, (1, 1), 0.25, name=f"theory's bound (δ = 0.05, width {float(data['layer_width']):.0f})", showlegend=True)  # fmt: skip
+    rho, layer = data["rho"].values, float(data["layer_width"])
+    width = f", width {layer:.0f}" if np.isfinite(layer) else ""
+    _band(figure, rho, data["theory_low"].values, data["theory_high"].values, style.GREY, (1, 1), 0.25, name=f"theory's bound (δ = 0.05{width})", showlegend=True)  # fmt: skip
     ids = data["query"].values
     pair = [f"{style.safe(ids[i], 24)}, {style.safe(ids[j], 24)}" for i, j in zip(data["first_of_pair"].values, data["second_of_pair"].values)]  # fmt: skip
     x = data["encoder_cosine"].values
@@ -275,10 +276,14 @@ def distortion(reading: Reading) -> go.Figure:
     figure.update_yaxes(title="slots' cosine", range=[lowest - 0.05, 1.05], row=1, col=1)
     figure.update_xaxes(title="norm before", row=1, col=2)
     figure.update_yaxes(title="norm behind, at the mean before", row=1, col=2)
+    flat = float(np.ptp(before)) <= 1e-5 * float(before.max())
+    if flat:  # of unit vectors: their last digits say nothing
+        figure.update_xaxes(range=[0.9 * float(before.max()), 1.1 * float(before.max())], row=1, col=2)
+    norms = "all norms are equal before" if flat else f"norms correlate at {_number(data, 'norm_correlation')}"
     r, s = (_number(data, name) for name in ("cosine_correlation", "cosine_slope"))
     words = (
         f"Real vectors: cosines correlate at {r}, slope {s}, mean {_number(data, 'cosine_after')} against {_number(data, 'cosine_before')} "
-        f"before; norms correlate at {_number(data, 'norm_correlation')} (a colour and shape for each seed; before slots are brought "
+        f"before; {norms} (a colour and shape for each seed; before slots are brought "
         f"to one length). 95 % intervals: {_short(reading).removeprefix('95 % intervals: ')}."
     )
     return _finish(figure, reading, "What the slot map does to cosines and norms", words, 330, 3)

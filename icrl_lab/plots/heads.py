@@ -12,7 +12,8 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.attention import MAPS, SHORT, _hover, _known, _marks, _scale, _words
+from icrl_lab.plots.attention import SHORT, _hover, _known, _marks, _role, _scale, _written
+from icrl_lab.plots.beside import called, whose
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -41,22 +42,22 @@ class Quantity:
 
 def quantities(reading: Reading) -> dict[str, Quantity]:
     """What a map of all heads can show, by name: shares of parts, and how far a head follows the encoder's similarity."""
-    data, out = reading.data, {}
+    data, about, out = reading.data, reading.about, {}
     rows = [str(r) for r in data["row"].values]
     for row in rows:
         for part in ("vector", "text", "label"):
             if float(data["total_share"].sel(row=row, part=part, control="real")) > 0:
                 less = "shift" if "shift" in data else ""
-                out[f"share of the shots' {part}s, from {SHORT[row]}"] = Quantity(
+                out[f"share of the shots' {_role(part, about)}s, from {SHORT[row]}"] = Quantity(
                     "share", {"row": row, "part": part}, less
                 )
     for row in rows:
         for target in data["target"].values.tolist():
             at, less = {"row": row, "target": str(target)}, "gain" if "gain" in data else ""
-            out[f"follows similarity: {target}s, from {SHORT[row]}"] = Quantity("follows", at, less)
+            out[f"follows similarity: {_role(str(target), about)}s, from {SHORT[row]}"] = Quantity("follows", at, less)
     for row in rows:
         for target in data["target"].values.tolist():
-            out[f"ρ with similarity: {target}s, from {SHORT[row]}"] = Quantity(
+            out[f"ρ with similarity: {_role(str(target), about)}s, from {SHORT[row]}"] = Quantity(
                 "rho", {"row": row, "target": str(target)}
             )
     for row in rows:
@@ -84,7 +85,9 @@ def beside(
     else:
         panels = [(chosen.name, {**chosen.at, "control": c}) for c in ("real", *([null] if null else []))]
     titles = [
-        _words(at["control"]) + (" (null)" if at["control"] == null else "") if "control" in at else f"real less {null}"
+        called(at["control"], about) + (" (null)" if at["control"] == null else "")
+        if "control" in at
+        else f"real less {null}"
         for _, at in panels
     ]
     cells = [
@@ -93,7 +96,12 @@ def beside(
     ]
     name = panels[0][0]
     scale = _scale(name, np.stack([c.values for c in cells]))
-    bar = {"thickness": 12, "tickformat": MAPS[name][1], "nticks": 5, "title": None}
+    bar = {
+        "thickness": 12,
+        "tickformat": _written(name, np.stack([c.values for c in cells])),
+        "nticks": 5,
+        "title": None,
+    }
     where = ([head[0]], [head[1]]) if head else ([], [])
     traces = []
     for j, ((array, at), z) in enumerate(zip(panels, cells)):
@@ -179,12 +187,12 @@ def spans(reading: Reading, layer: int, head: int, target: str = "") -> go.Figur
     """
     go, data, about = style.graph_objects(), reading.data, reading.about
     target = _known(target or str(data["top_target"].values[0]), data["target"].values, "target")
-    names = [f"{r}, {c}" for r in data["row"].values for c in data["control"].values]
+    names = [f"{r}, {whose(str(c), about)}" for r in data["row"].values for c in data["control"].values]
     parts = [str(p) for p, some in zip(data["part"].values, _present(reading)) if some]
     share, told, lifts = falls(reading, layer, head, target)
     traces = [
         {
-            "type": "heatmap", "z": share, "x": ["position 0", *parts], "y": names, "coloraxis": "coloraxis", "xgap": 1, "ygap": 1, "customdata": told,
+            "type": "heatmap", "z": share, "x": ["position 0", *(_role(p, about) for p in parts)], "y": names, "coloraxis": "coloraxis", "xgap": 1, "ygap": 1, "customdata": told,
             "hovertemplate": "%{y} → %{x}<br>%{customdata}<extra></extra>", **_axes(0),
         },
         {
@@ -202,7 +210,7 @@ def spans(reading: Reading, layer: int, head: int, target: str = "") -> go.Figur
         "nticks": 5,
         "title": None,
     }
-    titles = ("share of each part", f"times even attention, each shot's {target}")
+    titles = ("share of each part", f"times even attention, each shot's {_role(target, about)}")
     layout = _side_by_side(titles, horizontal_spacing=0.02, column_widths=(0.4, 0.6))
     layout["coloraxis"] = {"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": {**bar, "len": 0.36, "x": 0.2, "tickformat": ".0%"}}  # fmt: skip
     layout["coloraxis2"] = {"colorscale": "Cividis", "cmin": 0, "cmax": most(lifts), "colorbar": {**bar, "len": 0.52, "x": 0.7}}  # fmt: skip
@@ -320,9 +328,10 @@ def arcs(
         "title": {"text": "place of the shot: its label" if found.labels else "place of the shot", "standoff": 6},
     }  # fmt: skip
     up = {"range": [-1.12, 1.12], "showticklabels": False, "showgrid": False, "zeroline": True}
+    null_too = " (null)" if null == about.get("null") else ""
     words = [
         {"x": 0.3, "y": y, "text": f"<b>{words}</b>", "showarrow": False, "xanchor": "left", "font": {"size": 12}}
-        for y, words in ((1.04, _words("real")), (-1.04, f"{_words(null)} (null)" if null else ""))
+        for y, words in ((1.04, called("real", about)), (-1.04, called(null, about) + null_too if null else ""))
     ]
     made = go.Figure(
         [{"type": "scatter", **t} for t in traces],
@@ -356,7 +365,7 @@ def _arcs_caption(
         else "grey: at each place stand different shots"
     )
     return (
-        f"{whose}; from {SHORT[row]} to the shots' {target}s. Thickness: attention a token over even attention (the thickest {most:.2g} times); {colour}. "
+        f"{whose}; from {SHORT[row]} to the shots' {_role(target, reading.about)}s. Thickness: attention a token over even attention (the thickest {most:.2g} times); {colour}. "
         f"ρ with similarity over all queries {rho('real')}{under}."
     )
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
+from icrl_lab.plots.beside import called
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from icrl_lab.values import Reading
 
 LOOKS = {"real": style.CONTROLS["real"], "noise": style.CONTROLS["noise"], "text": (style.GREEN, "square")}
-NAMES = {"real": "real vectors", "noise": "noise vectors", "text": "the item as text"}
 CARD = "rgba(236,238,242,0.94)"  # behind a molecule, whose bonds are dark on any page
 
 
@@ -33,12 +34,12 @@ def figure(reading: Reading) -> go.Figure:
     _line(made, 1, data.sel(control="real"), "final", "with the final answer", (style.PURPLE, "x"), dash="dot")
     for control in data["control"].values.tolist():
         rows = data.sel(control=control)
-        _line(made, 1, rows, "target", f"with the truth, {NAMES[control]}", LOOKS[control])
+        _line(made, 1, rows, "target", f"with the truth, {called(control, about)}", LOOKS[control])
     for row, position in ((2, "slot"), (3, "answer")):
         _band(made, row, data.sel(control="real", position=position), first=row == 2)
         for control in data["control"].values.tolist():
             rows = data.sel(control=control, position=position)
-            _line(made, row, rows, "score", f"probe, {NAMES[control]}", LOOKS[control], legend=False)
+            _line(made, row, rows, "score", f"probe, {called(control, about)}", LOOKS[control], legend=False)
         _ceiling(made, row, data, first=row == 2)
     made.update_yaxes(title="Pearson r", range=_range(data), zeroline=True)
     made.update_xaxes(showgrid=False, zeroline=False)
@@ -46,7 +47,7 @@ def figure(reading: Reading) -> go.Figure:
     caption = (
         f"n = {about['n']}. Above: correlation over queries of what the state says with the final answer and with the truth. "
         f"Below: r of {about['probe']}, out of fold; grey: shuffled labels (95 %), dashed: the same probe on the encoder's vectors. "
-        "Bars are 95 % intervals over seeds and queries."
+        f"Bars are 95 % intervals over {sampled(about)}."
     )
     style.finish(made, "What is said and what is there, by depth", caption, 660, legend_rows=4)
     _titles(made)
@@ -124,10 +125,10 @@ def mass(reading: Reading) -> go.Figure:
     data, about = reading.data, reading.about
     made = make_subplots(1, 1)
     for control in data["control"].values.tolist():
-        _line(made, 1, data.sel(control=control), "mass", NAMES[control], LOOKS[control])
+        _line(made, 1, data.sel(control=control), "mass", called(control, about), LOOKS[control])
     made.update_yaxes(title="probability of all labels together", range=[-0.02, 1.02], tickformat=".0%")
     made.update_xaxes(title="depth: blocks passed", title_standoff=6, zeroline=False)
-    words = f"n = {about['n']}; the answer position through the lens; bars are 95 % intervals over seeds and queries."
+    words = f"n = {about['n']}; the answer position through the lens; bars are 95 % intervals over {sampled(about)}."
     return style.finish(made, "When the states begin to speak in labels", words, 320, legend_rows=2)
 
 

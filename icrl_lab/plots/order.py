@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import LOOKS, NAMES, bars, dots, finish, share
+from icrl_lab.plots.beside import LOOKS, bars, called, dots, finish, share
+from icrl_lab.plots.words import estimate, of_classes, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,23 +51,27 @@ def figure(reading: Reading) -> go.Figure:
                 legend=row == 1,
                 p=cell[f"{name}_q"].values,
                 more=more,
+                words=called(control, about),
             )
         made.update_yaxes(range=_range([data[name], data[f"{name}_low"], data[f"{name}_high"]]), row=row, col=1)
-    made.add_hline(
-        y=1 / k, line={"color": style.ORANGE, "dash": "dash", "width": 1.5}, row=1, col=1,
-        annotation={"text": f"mean of the labels: 1/{k}", "font": {"size": 11}, "xanchor": "left", "x": 0.01, "yanchor": "bottom"},
-    )  # fmt: skip
+    if not of_classes(about):  # a class has no distance to a label, so no mean of labels pulls with 1/k
+        made.add_hline(
+            y=1 / k, line={"color": style.ORANGE, "dash": "dash", "width": 1.5}, row=1, col=1,
+            annotation={"text": f"mean of the labels: 1/{k}", "font": {"size": 11}, "xanchor": "left", "x": 0.01, "yanchor": "bottom"},
+        )  # fmt: skip
     made.update_xaxes(range=[0.4, k + 0.6], zeroline=False)
     made.update_xaxes(
         title=f"position of the shot in the prompt (1 first, {k} next to the query)", title_standoff=6, row=2, col=1
     )
-    made.update_yaxes(title="share of the label's distance", row=1, col=1)
+    made.update_yaxes(
+        title="log-odds per label" if of_classes(about) else "share of the label's distance", row=1, col=1
+    )
     made.update_yaxes(title="slope", row=2, col=1)
     for title in made.layout.annotations[:2]:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
         f"n = {about['n']}; {style.safe(about.get('permutations', ''))}. Above: the same shots stand once on each place (Latin squares). "
-        "Below: slopes over permutations; they sum to about zero. Bars are 95 % intervals over new seeds and queries."
+        f"Below: slopes over permutations; they sum to about zero. Bars are 95 % intervals over new {sampled(about)}."
     )
     return finish(made, "Does it matter where a shot stands?", words, 600, len(controls), panels=True)
 
@@ -90,7 +96,7 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     turn = np.argsort(
         one.sel(control=controls[0]).mean("permutation").values if target is None else target, kind="stable"
     )
-    titles = [f"{NAMES.get(c, c)}: spread over orders {_told(data, c)}" for c in controls]
+    titles = [f"{called(c, reading.about)}: spread over orders {_told(data, c)}" for c in controls]
     made = make_subplots(
         len(controls), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.24 / (2 * len(controls))
     )
@@ -107,13 +113,14 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     made.update_xaxes(title=f"queries, by {what}", row=len(controls), col=1)
     held = [one.values.ravel(), *([target] if target is not None else [])]
     low, high = min(map(np.min, held)), max(map(np.max, held))
-    pad = 0.05 * (high - low) or 0.5
-    made.update_yaxes(title=style.safe(about.get("units", ""), 24), zeroline=False, range=[low - pad, high + pad])
+    pad = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
+    units = "<br>".join(style.safe(line) for line in textwrap.wrap(str(about.get("units", "")), 24))
+    made.update_yaxes(title=units, zeroline=False, range=[low - pad, high + pad])
     for title in made.layout.annotations:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
         f"{style.safe(about.get('permutations', ''))}; one seed of {about['n']}. Thin lines: from the least to the largest answer; thick: "
-        "the middle half; marks: the mean. Spreads are standard deviations with 95 % intervals over seeds and queries."
+        f"the middle half; marks: the mean. Spreads are standard deviations with 95 % intervals over {sampled(about)}."
     )
     return finish(
         made, "How far an answer moves when shots change places", words, 200 * len(controls) + 20, int(target is not None), panels=True
@@ -129,7 +136,7 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
     for place, control in enumerate(data["control"].values.tolist()):
         colour, shape = LOOKS.get(control, style.look(control))
         values = one.sel(control=control).values
-        names.append(NAMES.get(control, control))
+        names.append(called(control, reading.about))
         for x, size, faint in ((values, 6, 0.45), (values[permutation : permutation + 1], 15, 1.0)):
             made.add_scatter(
                 x=x.tolist(), y=[-place] * len(x), mode="markers", showlegend=False, opacity=faint,
@@ -142,9 +149,9 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
             made.add_scatter(
                 x=[float(data["simple"].sel(predictor=name, query=query, seed=seed))], y=[-len(names)], mode="markers", showlegend=False,
                 marker={"color": colour, "symbol": shape, "size": 11, "line": {"width": 1.6, "color": colour}},
-                hovertemplate=f"<b>{NAMES.get(name, name)}</b><br>%{{x:.3g}}<extra></extra>",
+                hovertemplate=f"<b>{called(name, reading.about)}</b><br>%{{x:.3g}}<extra></extra>",
             )  # fmt: skip
-            names.append(NAMES.get(name, name))
+            names.append(called(name, reading.about))
     if "target" in data.coords:
         truth = float(data["target"].sel(query=query))
         made.add_vline(x=truth, line={"color": style.ORANGE, "dash": "dash", "width": 1.6})
@@ -161,7 +168,7 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
 
 def _told(data: Any, control: str) -> str:
     value, low, high = (float(data[f"spread{tail}"].sel(control=control)) for tail in ("", "_low", "_high"))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return estimate(value, low, high)
 
 
 def _ranges(made: go.Figure, row: int, answers: Any, control: str, hover: list[str]) -> None:
@@ -205,14 +212,14 @@ def strength(reading: Reading) -> go.Figure:
             cell["strength_low"].values,
             cell["strength_high"].values,
         )
-        bars(made, 1, 1, values, control, mode="lines+markers")
+        bars(made, 1, 1, values, control, mode="lines+markers", words=called(control, about))
     made.update_xaxes(
         title="position of the shot in the prompt", title_standoff=6, zeroline=False, tickvals=data["place"].values
     )
     made.update_yaxes(title=f"mean size of influence [{style.safe(about.get('units', ''), 30)}]", rangemode="tozero")
     words = (
         f"n = {about['n']}; outcome with a shot less without, without its sign; the same shots stand once on each place. Bars are 95 % "
-        "intervals over new seeds and queries."
+        f"intervals over new {sampled(about)}."
     )
     return finish(made, "How much a shot does, by where it stands", words, 300, len(controls))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
-from icrl_lab.plots.words import shown_group
+from icrl_lab.plots.words import sampled, shown_group
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -211,7 +211,7 @@ def agreement(reading: Reading) -> go.Figure:
     r = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(data[f"agreement{end}"]) for end in ("", "_low", "_high")))
     caption = (
         f"n = {reading.about['n']}; a point is a cell. On the dashed line the gradient (clean less corrupted state, times the gradient "
-        f"of the corrupted run) says what patching does; r over the cells of a query {r}, 95 % interval over seeds and queries."
+        f"of the corrupted run) says what patching does; r over the cells of a query {r}, 95 % interval over {sampled(reading.about)}."
     )
     return style.finish(made, "The gradient against exact patching", caption, 440, legend_rows=-(-len(groups) // 2))
 
@@ -226,8 +226,10 @@ def heads(reading: Reading) -> go.Figure:
         named = shown_group(group)
         panels += [(group, first[0], first[1], f"{named}: {first[2]}")]
         panels += [(group, "placebo", "placebo_effect", f"{named}: placebo, random directions")] if tested else []
-    made = _panels(len(panels), [style.safe(p[3], 60) for p in panels], gap=0.26 / len(panels))
     block, head = data["layer"].values.tolist(), data["head"].values.tolist()
+    tall = min(max(10, 150 // len(head)), 22) * len(head) + 40
+    room = 48  # pixels between panels, for ticks and the next title
+    made = _panels(len(panels), [style.safe(p[3], 60) for p in panels], gap=room / (tall * len(panels)))
     reach = _reach(*(data[name].sel(group=group).values for group, name, _, _ in panels))
     for row, (group, name, size, _) in enumerate(panels, 1):
         own = data.sel(group=group)
@@ -248,7 +250,6 @@ def heads(reading: Reading) -> go.Figure:
         f"{_off(reading)}. Share of that difference that comes back when one head's output of the clean run is put in. Rings: more "
         f"than the placebo (placebo: than nothing), corrected p < 0.05{rest}."
     )
-    tall = min(max(10, 150 // len(head)), 22) * len(head) + 40
     style.finish(made, "Which heads give the answer back", caption, tall * len(panels), legend_rows=1)
     _left(made)
     return made
@@ -317,7 +318,7 @@ def _bars(reading: Reading, rows: list[tuple[str, xr.Dataset]], measure: str, ti
         range=span, title=f"{data[measure].attrs['long_name']} [{units}]", title_standoff=6, zeroline=True
     )
     caption = (
-        f"n = {reading.about['n']}. {words}. Bars: 95 % intervals over seeds and queries{', some longer than the frame' if cut_off else ''}. "
+        f"n = {reading.about['n']}. {words}. Bars: 95 % intervals over {sampled(reading.about)}{', some longer than the frame' if cut_off else ''}. "
         "*: changes the outcome more than the placebo, corrected p < 0.05 (signs flipped over queries)."
     )
     return style.finish(made, title, caption, 34 * len(rows) + 20, legend_rows=1)

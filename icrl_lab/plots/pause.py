@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.plots import style
+from icrl_lab.plots.words import estimate, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,7 +36,6 @@ BLOCKS = (  # (heading, controls, cuts)
 )
 KINDS = {"content": (style.BLUE, "circle"), "place": (style.VERMILLION, "diamond"), "text": (style.GREY, "square")}
 SKILL = {"pearson": "Pearson r of answer and target", "accuracy": "accuracy"}
-BARS = "bars are 95 % intervals over seeds and queries"
 
 
 def figure(reading: Reading) -> go.Figure:
@@ -63,7 +63,7 @@ def figure(reading: Reading) -> go.Figure:
     made.add_vline(x=0, line={"color": style.LINE, "width": 1.2}, layer="below")
     about = reading.about
     made.update_xaxes(title=SKILL[about["metric"]], range=_reach(data, "skill", 0.6), title_standoff=8, zeroline=False)
-    words = f"{_which(about)}. n = {about['n']}; {BARS}{_one(about)}. Open shapes: slots no later token sees; crossed: as many other tokens."
+    words = f"{_which(about)}. n = {about['n']}; bars are 95 % intervals over {sampled(about)}. Open shapes: slots no later token sees; crossed: as many other tokens."
     return style.finish(made, _title(data), words, int(19 * -y) + 24)
 
 
@@ -97,7 +97,7 @@ def differences(reading: Reading) -> go.Figure:
         title=f"difference of {metric}", range=_reach(data, "difference", 0.4), title_standoff=8, zeroline=False
     )
     words = (
-        f"{_which(about)}. n = {about['n']}, paired; {BARS}{_one(about)}; p corrected over each half (Holm). "
+        f"{_which(about)}. n = {about['n']}, paired; bars are 95 % intervals over {sampled(about)}; p corrected over each half (Holm). "
         f"The band is ±{about['margin']:g}: a difference whose whole interval lies in it counts as none."
     )
     return style.finish(made, "Content, place and text: what the verdicts rest on", words, 46 * len(order) + 20)
@@ -123,7 +123,7 @@ def movements(reading: Reading) -> go.Figure:
     )  # fmt: skip
     units = f" [{style.safe(about['units'])}]" if about.get("units") else ""
     made.update_xaxes(title=f"mean absolute change of the answer{units}", rangemode="tozero", title_standoff=8)
-    words = f"{_which(about)}, real vectors. n = {about['n']}; {BARS}{_one(about)}; p corrected over the rows (Holm)."
+    words = f"{_which(about)}, real vectors. n = {about['n']}; bars are 95 % intervals over {sampled(about)}; p corrected over the rows (Holm)."
     return style.finish(made, "How far a cut moves an answer", words, 56 * len(ticks) + 20, 1)
 
 
@@ -164,14 +164,14 @@ def _mark(made: go.Figure, what: tuple[xr.Dataset, str, int], y: float, look: Se
     """One estimate with its interval; an interval that is not known has no bar."""
     data, array, i = what
     value, low, high = (float(data[f"{array}{tail}"].values[i]) for tail in ("", "_low", "_high"))
-    reach: dict[str, Any] = {"array": [np.nan_to_num(high - value)], "arrayminus": [np.nan_to_num(value - low)]}
+    reach: dict[str, Any] = {"array": [high - value], "arrayminus": [value - low]}
     lines = "<br>".join(style.safe(line) for line in name.split("<br>"))
     made.add_trace(
         style.graph_objects().Scatter(
             x=[value], y=[y], mode="markers", showlegend=False,
             marker={"color": look[0], "symbol": look[1], "size": 9, "line": {"width": 1.6, "color": look[0]}},
             error_x={**reach, "color": look[0], "thickness": 1.5, "width": 3},
-            hovertemplate=f"<b>{lines}</b><br>{value:.3g} [{low:.3g}, {high:.3g}]<extra></extra>",
+            hovertemplate=f"<b>{lines}</b><br>{estimate(value, low, high)}<extra></extra>",
         )
     )  # fmt: skip
 
@@ -197,7 +197,3 @@ def _word(data: xr.Dataset, i: int) -> str:
 
 def _which(about: Any) -> str:
     return f"{about['task']}, {about['arm']}, {about['llm']}"
-
-
-def _one(about: Any) -> str:
-    return "; one seed, so over queries alone" if len(about["seeds"]) == 1 else ""

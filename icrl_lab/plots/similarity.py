@@ -8,8 +8,21 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.plots import style
-from icrl_lab.plots.beside import DASHES, LOOKS, METRICS, NAMES, bars, dots, finish, metric_of, share, unit_of
+from icrl_lab.plots.beside import (
+    DASHES,
+    LOOKS,
+    METRICS,
+    bars,
+    called,
+    dots,
+    finish,
+    least_room,
+    metric_of,
+    share,
+    unit_of,
+)
 from icrl_lab.plots.molecules import drawing
+from icrl_lab.plots.words import sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,9 +62,9 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
         for who in by[::-1]:
             cell = data.sel(metric=metric, curve=name, by=who)
             values = tuple(cell[f"curve_score{tail}"].values for tail in ("", "_low", "_high"))
-            _band(made, col, values, who, legend=col == 1)
+            _band(made, col, values, (who, called(who, about)), legend=col == 1)
     score, low, high = (data[f"curve_score{tail}"].sel(metric=metric).values for tail in ("", "_low", "_high"))
-    room = max(float(score.max() - score.min()), 0.2)
+    room = max(float(score.max() - score.min()), least_room(metric, score, 0.2))
     reach = [max(low.min(), score.min() - 0.5 * room), min(high.max(), score.max() + 0.5 * room)]
     made.update_yaxes(range=[reach[0] - 0.04 * room, reach[1] + 0.04 * room])
     made.update_yaxes(title=unit_of(reading, metric), row=1, col=1)
@@ -65,14 +78,14 @@ def curves(reading: Reading, metric: str | None = None) -> go.Figure:
     made.update_layout(legend_traceorder="reversed")
     words = (
         f"n = {about['n']}; random shots are the same for all queries, and what is the same for all orders nothing (r = 0). Bands are 95 % "
-        "intervals over new seeds and queries."
+        f"intervals over new {sampled(about)}."
     )
     name = METRICS.get(metric, metric)
     return finish(made, f"{name[:1].upper()}{name[1:]} and the number of shots", words, 380, len(by), panels=True)
 
 
-def _band(made: go.Figure, col: int, values: Any, who: str, legend: bool) -> None:
-    value, low, high = values
+def _band(made: go.Figure, col: int, values: Any, named: tuple[str, str], legend: bool) -> None:
+    (value, low, high), (who, words) = values, named
     colour, shape = LOOKS.get(who, style.look(who))
     x = np.arange(len(value))
     made.add_scatter(
@@ -80,10 +93,10 @@ def _band(made: go.Figure, col: int, values: Any, who: str, legend: bool) -> Non
         fillcolor=_pale(colour), hoverinfo="skip", showlegend=False, legendgroup=who, row=1, col=col,
     )  # fmt: skip
     made.add_scatter(
-        x=x, y=value, mode="lines+markers", name=NAMES.get(who, who), legendgroup=who, showlegend=legend,
+        x=x, y=value, mode="lines+markers", name=words, legendgroup=who, showlegend=legend,
         line={"color": colour, "width": 1.8, "dash": DASHES.get(who, "solid")}, marker={"color": colour, "symbol": shape, "size": 8},
         customdata=np.stack([low, high], -1),
-        hovertemplate=f"<b>{NAMES.get(who, who)}</b><br>%{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]<extra></extra>",
+        hovertemplate=f"<b>{words}</b><br>%{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]<extra></extra>",
         row=1, col=col,
     )  # fmt: skip
 
@@ -106,7 +119,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
         raise DataError("this reading has no influences; they take prompts of at least 3 shots")
     measure = str(data["measure"].values[0]) if measure is None else measure
     controls = data["control"].values.tolist()
-    titles = [f"{NAMES.get(c, c)}<br>ρ {_rho(data, measure, c)}" for c in controls]
+    titles = [f"{called(c, reading.about)}<br>ρ {_rho(data, measure, c)}" for c in controls]
     made = make_subplots(1, len(controls), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
     near = data["near"].sel(measure=measure).values.ravel()
     cuts = np.quantile(near, np.linspace(0, 1, 9))
@@ -121,7 +134,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
         middle, mean = (np.array([v[bins == b].mean() for b in held]) for v in (near, size))
         made.add_scatter(
             x=middle, y=mean, mode="lines+markers", line={"color": style.GREY, "width": 2.5}, marker={"color": style.GREY, "size": 7},
-            hovertemplate=f"{NAMES.get(control, control)}<br>similarity %{{x:.2f}}: mean size %{{y:.3g}}<extra></extra>", row=1, col=col,
+            hovertemplate=f"{called(control, reading.about)}<br>similarity %{{x:.2f}}: mean size %{{y:.3g}}<extra></extra>", row=1, col=col,
         )  # fmt: skip
     top = float(np.quantile(np.abs(data["influence"].values), 0.99))
     made.update_yaxes(range=[-0.02 * top, 1.05 * top or 1.0], zeroline=False)
@@ -130,7 +143,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
     made.update_annotations(font_size=12)
     words = (
         f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; grey: means of eight groups of equal size; ρ: mean over "
-        "queries of Spearman's correlation over a query's shots, 95 % interval over new seeds and queries. The largest 1 % lie outside."
+        f"queries of Spearman's correlation over a query's shots, 95 % interval over new {sampled(about)}. The largest 1 % lie outside."
     )
     return finish(made, "Do similar shots do more?", words, 380, 1, panels=True).update_layout(showlegend=False)
 
@@ -159,7 +172,7 @@ def follows(reading: Reading) -> go.Figure:
             cell = data.sel(measure=measure, control=control)
             at = [tops[row] - place]
             values = ([float(cell[name])], at, [float(cell[f"{name}_low"])], [float(cell[f"{name}_high"])])
-            bars(made, 1, 1, values, control, flat=True, legend=row == 0)
+            bars(made, 1, 1, values, control, flat=True, legend=row == 0, words=called(control, about))
             if place and f"{name}_gain" in data:
                 cell = data.sel(measure=measure, other=control)
                 values = (
@@ -176,7 +189,7 @@ def follows(reading: Reading) -> go.Figure:
                     control,
                     flat=True,
                     legend=False,
-                    words=f"real less {NAMES.get(control, control)}",
+                    words=f"real less {called(control, reading.about)}",
                 )
     made.add_vline(x=0, line={"color": style.LINE, "width": 1.4})
     ticks = [f"{words},<br>{measure}" for _, words, measure in rows]
@@ -184,7 +197,7 @@ def follows(reading: Reading) -> go.Figure:
     made.update_yaxes(tickvals=tops - (len(controls) - 1) / 2, ticktext=ticks, row=1, col=1)
     made.update_xaxes(title="Spearman's ρ with similarity", title_standoff=6, row=1, col=1)
     made.update_xaxes(title="real less other", title_standoff=6, row=1, col=2)
-    words = f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; bars are 95 % intervals over new seeds and queries."
+    words = f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; bars are 95 % intervals over new {sampled(about)}."
     height = int(22 * (len(controls) + 0.8) * len(rows)) + 30
     return finish(made, "Does what a shot does follow its similarity to the query?", words, height, len(controls))
 
@@ -232,18 +245,19 @@ def replay(reading: Reading, query: str, seed: int, selection: str) -> go.Figure
         for how, words in ((base, "random shots, as it was"), (selection, selection)):
             if how is not None:
                 value = float(data["outcome"].sel(control=control, selection=how))
-                rows.append(Row(f"{NAMES.get(control, control)}, {words}", control, value))
+                rows.append(Row(f"{called(control, reading.about)}, {words}", control, value))
     number = "simple" in data and data["simple"].dtype.kind == "f"
     names = data["predictor"].values.tolist() if number else []
     simple = data["simple"].sel(selection=selection).values.tolist() if number else []
-    rows += [Row(NAMES.get(name, name), name, float(value)) for name, value in zip(names, simple)]
+    rows += [Row(called(name, reading.about), name, float(value)) for name, value in zip(names, simple)]
     truth = float(data["target"]) if data["target"].dtype.kind == "f" else None
-    words = f"Seed {seed}; open: the same under random shots. The simple predictors see the shots of {selection!r}."
+    also = "; open: the same under random shots" if base else ""
+    words = f"Seed {seed}{also}. The simple predictors see the shots of {selection!r}."
     return strip(rows, truth, str(reading.about.get("units", "")), "What the model answered under these shots", words)
 
 
 def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else style.safe(value, 12)
+    return f"{value:.3g}" if isinstance(value, float) else style.safe(value, 12)
 
 
 def _card(made: go.Figure, text: str, x: float, y: float, words: str, about: Any) -> None:

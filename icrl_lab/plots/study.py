@@ -8,6 +8,7 @@ across the figure is there one, below it.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.plots.words import estimate
 from icrl_lab.stats import more_labels
 
 if TYPE_CHECKING:
@@ -84,25 +86,27 @@ def _title(metric: str, units: str) -> str:
 
 
 def _bars(rows: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Estimates, and how far their intervals reach below and above (0 where there is none)."""
+    """Estimates, and how far their intervals reach below and above (NaN, which draws no bar, where there is none)."""
     value = rows[metric].to_numpy(float)
-    low, high = (rows[c].to_numpy(float) if c in rows else value for c in (f"{metric}_low", f"{metric}_high"))
-    return value, np.nan_to_num(value - low, posinf=0.0), np.nan_to_num(high - value, posinf=0.0)
+    none = np.full(len(value), np.nan)
+    low, high = (rows[c].to_numpy(float) if c in rows else none for c in (f"{metric}_low", f"{metric}_high"))
+    known = np.isfinite(low) & np.isfinite(high)
+    return value, np.where(known, value - low, np.nan), np.where(known, high - value, np.nan)
 
 
 def _span(metric: str, tables: list[pd.DataFrame]) -> list[float]:
     """The x range: all estimates, and intervals as far as they do not crush them."""
     parts = [_bars(t, metric) for t in tables if len(t) and metric in t]
     value = np.concatenate([p[0] for p in parts])
-    low, high = np.concatenate([p[0] - p[1] for p in parts]), np.concatenate([p[0] + p[2] for p in parts])
+    low, high = (np.concatenate([p[0] + sign * np.nan_to_num(p[i]) for p in parts]) for sign, i in ((-1, 1), (1, 2)))
     fine = np.isfinite(value)
     if not fine.any():
         return [0.0, 1.0]
     least, most = BOUNDED.get(metric, (value[fine].min(), value[fine].max()))
     first, last = min(least, value[fine].min()), max(most, value[fine].max())
-    reach = 1.0 if metric in BOUNDED else 1.5 * (last - first) + 1e-9
+    reach = 1.0 if metric in BOUNDED else 1.5 * (last - first) or abs(last)
     first, last = min(first, max(low[fine].min(), first - reach)), max(last, min(high[fine].max(), last + reach))
-    pad = 0.04 * (last - first) or 0.5
+    pad = 0.04 * (last - first) or 0.5 * abs(last) or 0.5
     return [first - pad, last + pad]
 
 
@@ -185,7 +189,7 @@ def _row(go: Any, figure: go.Figure, y: float, row: pd.Series, metric: str, name
             mode="markers",
             marker={"color": look[0], "symbol": look[1], "size": 10, "line": {"width": 1, "color": look[0]}},
             error_x={"array": [above], "arrayminus": [below], "color": look[0], "thickness": 1.6, "width": 3},
-            hovertemplate=f"<b>{style.safe(name)}</b><br>{value:.3g} [{value - below:.3g}, {value + above:.3g}]{seen}{verdict}<extra></extra>",
+            hovertemplate=f"<b>{style.safe(name)}</b><br>{estimate(value, value - below, value + above)}{seen}{verdict}<extra></extra>",
         )
     )
 
@@ -300,7 +304,7 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
     figure = go.Figure()
     ends = rows[["target", "prediction"]].to_numpy()
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
-    pad = 0.05 * (high - low) or 0.5
+    pad = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
     span = [low - pad, high + pad]
     figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"color": style.LINE, "dash": "dash", "width": 1.4}, hoverinfo="skip"))  # fmt: skip
     if seeds > 1:
@@ -332,23 +336,35 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
 def confusion(predictions: pd.DataFrame, title: str = "") -> go.Figure:
     """Share of each class's items by predicted class, all seeds of one cell; failures have a column of their own."""
     go = style.graph_objects()
-    given = predictions["prediction"].astype(object).where(predictions["prediction"].notna(), "failed")
-    table = predictions.assign(prediction=given.astype(str), target=predictions["target"].astype(str))
-    counts = table.groupby(["target", "prediction"], sort=True).size().unstack(fill_value=0)
-    classes = [*counts.index, *(c for c in counts.columns if c not in counts.index)]
-    share = counts.reindex(columns=classes, fill_value=0).to_numpy(float)
-    share = share / share.sum(1, keepdims=True)
-    names = [style.safe(c, 16) for c in classes]
-    few = len(classes) <= 12
+    truth, lost = predictions["target"].astype(str), predictions["prediction"].isna()
+    said = predictions["prediction"].astype(object).where(~lost, "").astype(str)
+    rows = sorted(set(truth), key=_natural)
+    columns = [*rows, *sorted(set(said[~lost]) - set(rows), key=_natural)]
+    at = np.where(lost, len(columns), [columns.index(c) if c in columns else 0 for c in said])
+    share = np.zeros((len(rows), len(columns) + 1))
+    np.add.at(share, (np.array([rows.index(c) for c in truth]), at), 1)
+    if lost.any():
+        columns = [*columns, "failed"]
+    share = share[:, : len(columns)] / share.sum(1, keepdims=True)
+    hover = [[f"{style.safe(a)} answered as {style.safe(b)}" for b in columns] for a in rows]
     figure = go.Figure(
         go.Heatmap(
-            z=share, x=names, y=names[: len(share)], zmin=0, zmax=1, colorscale=[[0, "rgba(0,114,178,0.06)"], [1, style.BLUE]],
-            texttemplate="%{z:.0%}" if few else None, colorbar={"title": "share", "tickformat": ".0%", "thickness": 12},
-            hovertemplate="%{y} answered as %{x}: %{z:.1%}<extra></extra>",
+            z=share, x=np.arange(len(columns)), y=np.arange(len(rows)), zmin=0, zmax=1, colorscale=[[0, "rgba(0,114,178,0.06)"], [1, style.BLUE]],
+            texttemplate="%{z:.0%}" if len(columns) <= 12 else None, colorbar={"title": "share", "tickformat": ".0%", "thickness": 12},
+            customdata=hover, hovertemplate="%{customdata}: %{z:.1%}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title="answered", type="category", showgrid=False, side="bottom")
-    figure.update_yaxes(title="true class", type="category", autorange="reversed", showgrid=False)
+    for names, update in ((columns, figure.update_xaxes), (rows, figure.update_yaxes)):
+        step = -(-len(names) // 40)
+        places = np.arange(0, len(names), step)  # not the names: two may be alike where they are shortened
+        update(tickvals=places, ticktext=[style.safe(n, 16) for n in names[::step]], showgrid=False, zeroline=False)
+    figure.update_xaxes(title="answered", side="bottom", range=[-0.5, len(columns) - 0.5])
+    figure.update_yaxes(title="true class", range=[len(rows) - 0.5, -0.5])
     seeds = predictions["seed"].nunique()
     seen = f"the arm saw {_labels(predictions)}; " if _labels(predictions) else ""
     return style.finish(figure, title or "True class and answer", f"n = {predictions['item'].nunique()} items, {seeds} seeds; {seen}each row sums to 100 %.", 440)  # fmt: skip
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key by which "2" stands before "10"."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]

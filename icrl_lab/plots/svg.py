@@ -176,8 +176,10 @@ def _sign(trace: dict) -> Sign:
     """What a trace looks like, 20 pixels wide."""
     ends = Axis(0, 20, 0, 1, (), "", None, False, "y"), Axis(-5, 5, 0, 1, (), "", None, False, "x")
     if trace.get("type") in ("bar", "heatmap"):
-        colour = marks.colours_of(trace.get("marker") or {}, 1, None)[0]
-        return f'<rect x="3" y="-5" width="14" height="10" fill="{colour}"/>', 26.0
+        marker = trace.get("marker") or {}
+        colour, pattern = marks.colours_of(marker, 1, None)[0], marker.get("pattern") or {}
+        shape = marks.hatch(str(pattern.get("shape") or ""), (3, -5, 14, 10), pattern.get("fgcolor") or "#fff")
+        return f'<rect x="3" y="-5" width="14" height="10" fill="{colour}"/>{shape}', 26.0
     one = {key: trace.get(key) for key in ("mode", "line", "marker")}
     mode = str(one["mode"] or "lines+markers")
     marker = {k: (v[0] if isinstance(v, (list, tuple, np.ndarray)) and len(v) and k != "colorscale" else v) for k, v in (one["marker"] or {}).items()}  # fmt: skip
@@ -213,7 +215,8 @@ def _ramp(trace: dict) -> tuple[Sign, str] | None:
         return None
     title = bar.get("title") or ""
     said = " ".join(lines(title.get("text") or "" if isinstance(title, dict) else title))
-    write = (lambda v: f"{v:.0%}") if "%" in str(bar.get("tickformat")) else (lambda v: f"{v:.2g}")
+    form = re.fullmatch(r"\+?(\.\d%)", str(bar.get("tickformat")))
+    write = (lambda v: format(v, form[1])) if form else (lambda v: f"{v:.2g}")
     start = LETTER * len(write(low)) + 9
     cells = "".join(f'<rect x="{start + 4 * i:.1f}" y="-5" width="4.3" height="10" fill="{marks.scale(given, i / 19)}"/>' for i in range(20))  # fmt: skip
     return (f"{words(0, 4, write(low), 'start')}{cells}", start + 86.0), f"{write(high)} {said}".strip()

@@ -84,7 +84,9 @@ def scatter(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
         alike: dict[tuple[str, str], list[str]] = {}  # marks that look alike are one path
         for i, ((a, b), colour) in enumerate(zip(points, colours)):
             if math.isfinite(a) and math.isfinite(b):
-                piece, *kind = _point(str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour)
+                piece, *kind = _point(
+                    str(_of(symbols, i)), a, b, number(_of(sizes, i)) / 2, colour, marker.get("line") or {}
+                )
                 alike.setdefault((kind[0], kind[1]), []).append(piece)
         shapes: dict[str, list[str]] = {}  # and paths that differ in colour alone share the rest
         for (ink, rest), pieces in alike.items():
@@ -119,28 +121,40 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{brief(a)},{brief(b)}" for a, b in points)
 
 
-_OUTLINES = {  # corners of a symbol of radius 1; what is in neither table is drawn as a circle
+_OUTLINES = {  # corners of a symbol of radius 1
     "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
     "triangle-up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
     "triangle-down": ((0, 1.2), (1.1, -0.8), (-1.1, -0.8)),
+    "star": tuple(
+        ((r := (1.4, 0.55)[i % 2]) * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i in range(10)
+    ),
+    "star-diamond": ((0, -1.5), (0.45, -0.45), (1.5, 0), (0.45, 0.45), (0, 1.5), (-0.45, 0.45), (-1.5, 0), (-0.45, -0.45)),
+    "x-open": tuple((0.57 * u, 0.57 * v) for u, v in ((0, -1), (1, -2), (2, -1), (1, 0), (2, 1), (1, 2), (0, 1), (-1, 2), (-2, 1), (-1, 0), (-2, -1), (-1, -2))),
+    "cross-open": tuple((0.4 * u, 0.4 * v) for u, v in ((1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3))),
+}  # fmt: skip
+_STROKES = {
+    "x": ((-1, -1, 1, 1), (-1, 1, 1, -1)),
+    "cross": ((0, -1.2, 0, 1.2), (-1.2, 0, 1.2, 0)),
+    "x-thin": ((-1, -1, 1, 1), (-1, 1, 1, -1)),
+    "line-ew": ((-1.4, 0, 1.4, 0),),
 }
-_STROKES = {"x": ((-1, -1, 1, 1), (-1, 1, 1, -1)), "cross": ((0, -1.2, 0, 1.2), (-1.2, 0, 1.2, 0))}
+THIN = ("x-thin", "line-ew")  # nothing but a line, so they have the colour and the width of the marker's line
 
 
-def _point(symbol: str, a: float, b: float, radius: float, colour: str) -> tuple[str, str, str]:
-    """A mark as a piece of a path, the path's colour, and what else it needs to be drawn."""
+def _point(symbol: str, a: float, b: float, radius: float, colour: str, line: dict) -> tuple[str, str, str]:
+    """A mark as a piece of a path, the path's colour, and what else it needs to be drawn; a circle where the symbol is not known."""
     name, at, open_ = symbol.removesuffix("-open"), f"M{_pair(a, b)}", symbol.endswith("-open")
-    if name in _STROKES:
-        x, y, parts = 0.0, 0.0, []
-        for p, q, u, v in _STROKES[name]:
-            parts.append(f"m{_pair(radius * p - x, radius * q - y)}l{_pair(radius * (u - p), radius * (v - q))}")
-            x, y = radius * u, radius * v
-        return at + "".join(parts), f'stroke="{colour}"', 'stroke-width="2" fill="none"'
-    if not open_ and name not in _OUTLINES:  # a line of no length with round ends is a disc, with square ones a square
+    if symbol in _STROKES:
+        width = number(line.get("width")) if symbol in THIN else 2.0
+        ink = safe(line["color"]) if symbol in THIN and isinstance(line.get("color"), str) else colour
+        look = f'stroke-width="{width if math.isfinite(width) else 1:g}" fill="none"'
+        return at + _strokes(_STROKES[symbol], radius), f'stroke="{ink}"', look
+    outline = _OUTLINES.get(symbol) or _OUTLINES.get(name)
+    if not open_ and outline is None:  # a line of no length with round ends is a disc, with square ones a square
         ends, wide = ("square", 1.8) if name == "square" else ("round", 2.0)
         return f"{at}h0", f'stroke="{colour}"', f'stroke-width="{brief(wide * radius)}" stroke-linecap="{ends}"'
-    if name in _OUTLINES:
-        corners = [(radius * u, radius * v) for u, v in _OUTLINES[name]]
+    if outline is not None:
+        corners = [(radius * u, radius * v) for u, v in outline]
         first, *rest = (_pair(u - p, v - q) for (p, q), (u, v) in itertools.pairwise([(0.0, 0.0), *corners]))
         d = f"{at}m{first}l{'l'.join(rest)}z"
     elif name == "square":
@@ -149,7 +163,18 @@ def _point(symbol: str, a: float, b: float, radius: float, colour: str) -> tuple
     else:
         r, across = brief(radius), brief(2 * radius)
         d = f"{at}m-{r} 0a{r} {r} 0 1 0 {across} 0a{r} {r} 0 1 0-{across} 0z"
+        if name == "circle-x":  # the pen is back at the left end
+            d += f"m{r} 0" + _strokes(_STROKES["x"], 0.7 * radius)
     return (d, f'stroke="{colour}"', 'fill="none"') if open_ else (d, f'fill="{colour}"', 'stroke="none"')
+
+
+def _strokes(found: Sequence[Sequence[float]], radius: float) -> str:
+    """Lines (from, to) around where the pen is, one after the other."""
+    x, y, parts = 0.0, 0.0, []
+    for p, q, u, v in found:
+        parts.append(f"m{_pair(radius * p - x, radius * q - y)}l{_pair(radius * (u - p), radius * (v - q))}")
+        x, y = radius * u, radius * v
+    return "".join(parts)
 
 
 def _pair(u: float, v: float) -> str:
@@ -184,12 +209,16 @@ def bar(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
         return
     places = list(range(len(values))) if places is None else places
     colours = colours_of(trace.get("marker") or {}, len(values), None)
-    unit = abs(across.stop - across.start) / max(abs(across.high - across.low), 1e-9)
+    step = across.pixel(1.0) - across.pixel(0.0)
     first, share = trace.get("lane", (0.0, 1.0))
-    width = trace.get("width")
-    thick = unit * (number(width) if width is not None and np.isscalar(width) else 0.72 * share)
-    shift = 0.0 if width is not None else 0.72 * unit * (first + share / 2 - 0.5)
-    shift *= math.copysign(1, across.stop - across.start) * math.copysign(1, across.high - across.low)
+    width, offset = trace.get("width"), trace.get("offset")
+    wide = number(width) if width is not None and np.isscalar(width) else 0.72 * share
+    if offset is not None and np.isscalar(offset):
+        aside = number(offset) + wide / 2
+    else:
+        aside = 0.0 if width is not None else 0.72 * (first + share / 2 - 0.5)
+    thick, shift = abs(step) * wide, step * aside
+    pattern = (trace.get("marker") or {}).get("pattern") or {}
     bases = np.zeros(len(values)) if trace.get("base") is None else np.broadcast_to(trace["base"], len(values))
     said, points = trace.get("text"), []
     for i, (place, value, foot, colour) in enumerate(zip(places, values, bases, colours)):
@@ -199,11 +228,39 @@ def bar(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
             lo, size = min(base, b), abs(b - base)
             where = (lo, a - thick / 2, size, thick) if flat else (a - thick / 2, lo, thick, size)
             yield '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '.format(*where) + f'fill="{colour}"/>'
+            yield hatch(str(_of(pattern.get("shape") or "", i)), where, pattern.get("fgcolor") or _contrast(colour))
             word = "" if said is None else str(_of(said, i))
             if word and trace.get("textposition") == "inside":
                 middle = (lo + size / 2, a + 4) if flat else (a, lo + size / 2 + 4)
-                yield words(*middle, word, "middle", f' fill="{_contrast(colour)}"')
+                behind = f' stroke="{colour}" stroke-width="4" paint-order="stroke"' if pattern.get("shape") else ""
+                yield words(*middle, word, "middle", f' fill="{_contrast(colour)}"{behind}')
     yield from _errors(trace, points, [INK] * len(points), x, y)
+
+
+HATCHES = {"/": (-45,), "\\": (45,), "x": (-45, 45), "|": (0,), "-": (90,), "+": (0, 90), ".": ()}
+
+
+def hatch(shape: str, where: Sequence[float], colour: Any) -> str:
+    """A bar's pattern over `where` (left, top, width, height): dashed lines as wide as the bar, slanted and cut off at its edges.
+
+    A <pattern> would need a name, and two pictures of a page could share it.
+    """
+    if shape not in HATCHES or not (where[2] > 0.5 and where[3] > 0.5):
+        return ""
+    wide, tall = where[2:]
+    look, body = f'stroke="{safe(colour)}" fill="none"', ""
+    for turn in HATCHES[shape]:
+        if turn == 90:
+            body += f'<path d="M{brief(wide / 2)} 0v{brief(tall)}" stroke-width="{brief(wide)}" stroke-dasharray="1.2 4" {look}/>'
+        else:  # what is slanted reaches beyond both ends
+            d = f"M{brief(-tall)} {brief(tall / 2)}h{brief(wide + 2 * tall)}"
+            slant = f' transform="skewX({turn})"' if turn else ""
+            body += f'<path d="{d}" stroke-width="{brief(tall)}" stroke-dasharray="1.4 4.6" {look}{slant}/>'
+    if shape == ".":
+        rows = "".join(f"M3 {y}h{brief(wide)}" for y in range(3, max(4, round(tall)), 6))
+        body = f'<path d="{rows}" stroke-width="2" stroke-linecap="round" stroke-dasharray="0 6" {look}/>'
+    box = 'x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"'.format(*where)
+    return f'<svg {box} overflow="hidden">{body}</svg>'
 
 
 def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
@@ -230,8 +287,11 @@ def heatmap(trace: dict, x: Axis, y: Axis) -> Iterator[str]:
                 cells.setdefault(colour, []).append(
                     f"M{brief(px - wide / 2)} {brief(py - tall / 2)}h{across}v{down}h-{across}z"
                 )
-                if said := " ".join(lines(write(i, j, value)))[:room]:
-                    text = f'<text x="{brief(px)}" y="{brief(py + size / 3)}">{html.escape(said)}</text>'
+                said = lines(write(i, j, value))
+                said = said if 1.3 * size * len(said) < tall else [" ".join(said)]
+                for k, row in enumerate(said if any(said) else []):
+                    lower = size / 3 + 1.2 * size * (k - (len(said) - 1) / 2)
+                    text = f'<text x="{brief(px)}" y="{brief(py + lower)}">{html.escape(row[:room])}</text>'
                     texts.setdefault(_contrast(colour), []).append(text)
     yield from (f'<path d="{"".join(d)}" fill="{colour}"/>' for colour, d in cells.items())
     for colour, found in texts.items():
@@ -272,31 +332,35 @@ def colours_of(marker: dict, n: int, fallback: Any) -> list[str]:
 
 
 def scale(given: Any, share: float) -> str:
-    """A colour of a colour scale; cividis where none is given as stops."""
-    from plotly.colors import sample_colorscale
-
-    share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    """A colour of a colour scale, given as stops or by plotly's name; cividis where none is given."""
     if given is None or isinstance(given, str):
-        return _hex(sample_colorscale(given or "Cividis", [share])[0])
-    stops = [list(stop) for stop in given]
-    if not any("rgba" in str(colour) for _, colour in stops):
-        return _hex(sample_colorscale(stops, [share])[0])
-    parts = np.array([[float(part) for part in re.findall(r"[0-9.]+", str(colour))] for _, colour in stops])
-    red, green, blue, thick = (np.interp(share, [place for place, _ in stops], part) for part in parts.T)
-    return f"rgba({red:.0f},{green:.0f},{blue:.0f},{thick:.2f})"  # plotly's own sampling loses how thin a colour is
+        from plotly.colors import get_colorscale
+
+        given = get_colorscale(given or "Cividis")
+    share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    places, parts = [stop[0] for stop in given], np.array([_parts(stop[1]) for stop in given])
+    red, green, blue, thick = (float(np.interp(share, places, part)) for part in parts.T)
+    if thick == 1:
+        return f"#{round(red):02x}{round(green):02x}{round(blue):02x}"
+    return f"rgba({red:.0f},{green:.0f},{blue:.0f},{thick:.2f})"
 
 
-def _hex(colour: str) -> str:
-    """rgb(...) as plotly samples it, in seven characters."""
-    found = re.fullmatch(r"rgb\((\d+), *(\d+), *(\d+)\)", colour)
-    return "#" + "".join(f"{int(part):02x}" for part in found.groups()) if found else safe(colour)
+def _parts(colour: Any) -> tuple[float, float, float, float]:
+    """Red, green and blue up to 255, and how thick a colour is up to 1; grey for what is no colour of hex digits or numbers."""
+    plain = str(colour)
+    if found := re.fullmatch(r"#([0-9A-Fa-f]{3,4})", plain):
+        plain = "#" + "".join(2 * digit for digit in found[1])
+    if re.fullmatch(r"#([0-9A-Fa-f]{6}|[0-9A-Fa-f]{8})", plain):
+        red, green, blue, *thick = (int(plain[i : i + 2], 16) for i in range(1, len(plain), 2))
+        return red, green, blue, thick[0] / 255 if thick else 1.0
+    if plain.startswith("rgb") and len(numbers := [float(n) for n in re.findall(r"[0-9.]+", plain)]) in (3, 4):
+        return numbers[0], numbers[1], numbers[2], numbers[3] if len(numbers) == 4 else 1.0
+    return _parts(INK)
 
 
 def _contrast(colour: str) -> str:
     """Dark or light words for a cell; a thin colour lies on the page, whose ink they take."""
-    parts = [float(part) for part in re.findall(r"[0-9.]+", colour)] if colour.startswith("rgb") else []
-    if colour.startswith("#") and len(colour) == 7:
-        parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    if len(parts) < 3 or (len(parts) > 3 and parts[3] < 0.6):
+    red, green, blue, thick = _parts(colour)
+    if thick < 0.6:
         return INK
-    return "#111" if 0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2] > 140 else "#fff"
+    return "#111" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#fff"

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 
 def shown_group(name: str) -> str:
     """A group of positions as it is shown: readings count shots from 0, people from 1. "shot 3 slot" is "shot 4 slot"."""
     return re.sub(r"^shot (\d+) ", lambda found: f"shot {int(found[1]) + 1} ", name)
+
+
+def sampled(about: Mapping[str, Any]) -> str:
+    """What a reading's intervals are over, in the words of a caption: one seed says nothing of others."""
+    return "queries alone, for one seed" if len(about.get("seeds", ())) == 1 else "seeds and queries"
+
+
+def of_classes(about: Mapping[str, Any]) -> bool:
+    """Are a reading's outcomes the log-odds of a class, not numbers in units of the task?"""
+    return str(about.get("units", "")).startswith("log-odds")
+
+
+def estimate(value: float, low: float, high: float, form: str = ".3g") -> str:
+    """An estimate with its interval, "0.5 [0.3, 0.7]"; one whose interval is not known says so."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"{value:{form}}, no interval"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
