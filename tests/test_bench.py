@@ -324,9 +324,7 @@ def test_trees_are_packed_apart_from_chains(llm, work, monkeypatch):
     """One tree in a pack of short chains would pad all of them to its length, under its mask."""
     packs = []
     run = Engine._forward
-    monkeypatch.setattr(
-        Engine, "_forward", lambda self, job, parts: packs.extend(p.pack for p in parts) or run(self, job, parts)
-    )
+    monkeypatch.setattr(Engine, "_forward", lambda self, job, prefix, pack, *more, **options: packs.append(pack) or run(self, job, prefix, pack, *more, **options))  # fmt: skip
     engine = Engine(llm, branch=40)
     table = patching.tables(llm, work, ((3, 1), (3, 7)), 0)[1]
     engine.next_token(table.prompts(work, 2), work.labels)

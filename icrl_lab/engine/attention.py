@@ -5,8 +5,7 @@ flash kernel that returns the log-sum-exp, and to their own branch under its tre
 their log-sum-exps (Hydragen, arXiv 2402.05099). Grouped-query heads are folded into rows, so that no key is copied.
 
 What a layer needs beyond the tensors it is handed (where the prefix is kept, how the pack is laid out, which rows
-to keep, what to change) stands in the `Pass` that is current while the model runs, or in several, whose tokens lie end to end: a
-stretch of the prefix and the branches that follow it share their products, as every layer serves the stretch first. Softmax statistics are float32 in every
+to keep, what to change) stands in the `Pass` that is current while the model runs. Softmax statistics are float32 in every
 dtype. What happens to single rows (kept weights, cut edges) is in `rows`; most passes have none.
 """
 
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from threading import local
 from typing import Any
 
@@ -206,31 +204,20 @@ class RowPatch:
 
 
 @contextmanager
-def running(*passes: Pass) -> Iterator[None]:
-    """Make these the current passes of this thread; their tokens lie end to end."""
-    starts = np.cumsum([0, *(p.layout.tokens for p in passes)]).tolist()
-    _current.passes = [(p, slice(*at)) for p, at in zip(passes, pairwise(starts))]
+def running(state: Pass) -> Iterator[None]:
+    """Make `state` the current pass of this thread."""
+    _current.state = state
     try:
         yield
     finally:
-        _current.passes = []
-
-
-def _passes() -> list[tuple[Pass, slice]]:
-    """The current passes, and where the tokens of each are. None outside of the engine's own runs."""
-    return getattr(_current, "passes", [])
+        _current.state = None
 
 
 def cascade(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
 ):
     """The attention function that transformers calls in every layer: (1, heads, tokens, width) in, (1, tokens, heads, width) out."""
-    each = [_serve(state, module, query[:, :, at], key[:, :, at], value[:, :, at], options) for state, at in _passes()]
-    return each[0] if len(each) == 1 else torch.cat(each, 1), None
-
-
-def _serve(state: Pass, module: Any, query, key, value, options: dict[str, Any]) -> torch.Tensor:
-    """The same for the tokens of one pass."""
+    state: Pass = _current.state
     layer = module.layer_idx
     scale = options.get("scaling") or 1 / math.sqrt(query.shape[-1])
     window, cap = options.get("sliding_window"), options.get("softcap")
@@ -264,7 +251,7 @@ def _serve(state: Pass, module: Any, query, key, value, options: dict[str, Any])
             if state.norms:
                 state.kept_norms[layer] = rows.norms(state, layer, module, value)
     state.fired += 1
-    return out.transpose(1, 2).to(query.dtype)
+    return out.transpose(1, 2).to(query.dtype), None
 
 
 def _masked_beyond(module: Any, layer: int) -> float:
@@ -277,19 +264,20 @@ def _masked_beyond(module: Any, layer: int) -> float:
 
 
 def read() -> torch.Tensor | None:
-    """The tokens of which alone anything is read, in the passes that are current; None: all."""
-    some = [None if state.read is None else state.read + at.start for state, at in _passes()]
-    return torch.cat(some) if some and all(s is not None for s in some) else None  # type: ignore[arg-type]
+    """The tokens of which alone anything is read, in the pass that is current."""
+    state: Pass | None = getattr(_current, "state", None)
+    return None if state is None else state.read
 
 
 def residual(depth: int, states: torch.Tensor) -> None:
     """What happens where the residual stream (1, tokens, d) is read: it is changed in place, then kept."""
-    for state, at in _passes():
-        own = states[0, at]
-        for patch in state.stream_patches.get(depth, ()):
-            _change(own, patch, state)
-        if state.stream is not None and (state.depths is None or depth in state.depths):
-            state.kept_stream[depth] = own.index_select(0, state.stream).float()
+    state: Pass | None = getattr(_current, "state", None)
+    if state is None:
+        return
+    for patch in state.stream_patches.get(depth, ()):
+        _change(states[0], patch, state)
+    if state.stream is not None and (state.depths is None or depth in state.depths):
+        state.kept_stream[depth] = states[0].index_select(0, state.stream).float()
 
 
 def _change(rows_of: torch.Tensor, patch: RowPatch, state: Pass) -> None:

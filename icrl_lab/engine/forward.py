@@ -1,4 +1,4 @@
-"""One pass of a model over passes of the cascade: vectors put in, our attention function, logits of the rows that are read."""
+"""One pass of a model over a pack: vectors put in, our attention function, logits of the rows that are read."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def cascading(llm: LLM, streams: bool = False) -> Iterator[None]:
 def logits(
     llm: LLM,
     prompts: Sequence[Rendered],
-    states: Sequence[attention.Pass],
+    state: attention.Pass,
     where: np.ndarray,
-    rows: Sequence[list[int]],
+    rows: list[int],
     new: np.ndarray | None = None,
     *,
     narrow: bool = True,
 ) -> torch.Tensor:
-    """(rows, vocabulary) of one pass over `states`, whose tokens lie end to end: of these rows of each, in their order.
+    """(rows, vocabulary) of one pass: of these rows of the pack, in their order.
 
     where   (tokens, 2) the prompt and the position at which each token is read; `new` gives token ids in their place
     narrow  the last block computes no token that is not read
@@ -57,22 +57,19 @@ def logits(
     embeds = (
         embed(model, prompts, where) if new is None else model.get_input_embeddings()(torch.from_numpy(new).to(device))
     )
-    keep, start = [], 0
-    for state, some in zip(states, rows):
-        keep += [start + row for row in some]
-        start += state.layout.tokens
-        if narrow:
-            state.read = torch.tensor(sorted({*some, *state.also}) or [0], device=device)
-            state.last = llm.blocks - 1
-    with attention.running(*states):
+    keep = torch.tensor(rows or [0], device=device)
+    if narrow:
+        state.read = torch.tensor(sorted({*rows, *state.also}), device=device) if state.also else keep
+        state.last = llm.blocks - 1
+    with attention.running(state):
         out = model(
             inputs_embeds=embeds[None],
-            position_ids=torch.cat([state.layout.positions for state in states])[None],
+            position_ids=state.layout.positions[None],
             attention_mask=None,
             use_cache=False,
-            logits_to_keep=torch.tensor(keep or [0], device=device),
+            logits_to_keep=keep,
         )
-    if not states[0].fired:
+    if not state.fired:
         raise RuntimeError(f"{llm.name} did not call the engine's attention function")
     return out.logits[0]
 

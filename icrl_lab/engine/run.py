@@ -62,27 +62,6 @@ class _Job:
         return self.edits.streams or (self.keeper is not None and self.keeper.streams)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Branches that follow `prefix` tokens of the path; with `commit` a single chain, put on the path itself."""
-
-    prefix: int
-    pack: list[Branch]
-    commit: bool = False
-
-    def __len__(self) -> int:
-        return sum(map(len, self.pack))
-
-    def where(self) -> np.ndarray:
-        """(tokens, 2): the sequence and the position at which each token is read."""
-        return np.concatenate([b.symbol_at for b in self.pack])
-
-    def ends(self) -> list[tuple[int, int]]:
-        """The sequences that end here, and the tokens they end with."""
-        starts = np.cumsum([0, *(len(b) for b in self.pack[:-1])]).tolist()
-        return [(s, at + start) for b, start in zip(self.pack, starts) for s, at in b.ends]
-
-
 class Engine:
     """Runs prompts through one model.
 
@@ -212,45 +191,36 @@ class Engine:
         if node.start == 0 and node.size <= self.branch // 2:
             yield [flatten(node)]
             return
-        small = [flatten(child) for child in node.children if child.size <= self.branch]
-        if not self._stretch(job, node, small) and small:
-            yield small
+        self._stretch(job, node)
+        small = [child for child in node.children if child.size <= self.branch]
+        if small:
+            yield [flatten(child) for child in small]
         for child in node.children:
             if child.size > self.branch:
                 yield from self._walk(job, child)
 
-    def _stretch(self, job: _Job, node: Node, after: list[Branch] | None = None) -> bool:
-        """Put a node's keys and values on the path, in chunks, unless they stand there already.
-
-        Where the last chunk and all branches `after` the node fit one pass they share it, which larger products reward; whether they did.
-        """
+    def _stretch(self, job: _Job, node: Node) -> None:
+        """Put a node's keys and values on the path, in chunks, unless they stand there already."""
         path = job.symbols[node.sequence][: node.stop]
         known = shared_length(self.held, path)
         read = (job.keeper.inside(node) if job.keeper else []) + ([node.stop - 1] if node.ends else [])
         known = min([known, *read])  # what is read here must run, also when it stands on the path
         job.edits.held(path, node.sequence, known)
         self.held = self.held[:known]
-        packs = self._chunks(after or [])
-        together = False
         while known < node.stop:
             stop = min(known + self.pack, node.stop)
-            tokens = stop - known
             ends = node.ends if stop == node.stop else []
-            parts = [_Part(known, [chain(node.sequence, known, stop, ends, node.members)], commit=True)]
-            if stop == node.stop and len(packs) == 1 and tokens + sum(map(len, packs[0])) <= self.pack:
-                parts.append(_Part(stop, packs[0]))
             try:
-                self._forward(job, parts)
+                self._forward(job, known, [chain(node.sequence, known, stop, ends, node.members)], commit=True)
             except RuntimeError as error:
-                self._halve(error, sum(len(part) for part in parts))
+                self._halve(error, stop - known)
                 continue
-            known, together = stop, len(parts) > 1
+            known = stop
             self.held = path[:known]
-        return together
 
     def _packs(self, job: _Job, branches: list[Branch]) -> None:
         prefix = int(branches[0].symbol_at[0, 1])
-        self._each(branches, lambda pack: self._forward(job, [_Part(prefix, pack)]))
+        self._each(branches, partial(self._forward, job, prefix))
 
     def _each(self, branches: list[Branch], run: Callable[[list[Branch]], None]) -> None:
         """Run these branches pack by pack; after running out of memory, what is left in smaller ones."""
@@ -307,41 +277,37 @@ class Engine:
             self.held = self.held[:0]
             raise
 
-    def _forward(self, job: _Job, parts: Sequence[_Part]) -> None:
-        """One pass of the model over these parts, and what was asked of them is read and kept."""
-        states, rows, sequences, marked, changes = [], [], [], [], 0
-        for part in parts:
-            state = self._pass(part)
-            changes += job.edits.prepare(state, part.pack, job.symbols) if job.edits else 0
-            marked.append(job.keeper.mark(state, part.pack, self.device) if job.keeper else None)
-            ends = part.ends()
-            rows.append([at for _, at in ends])
-            sequences += [s for s, _ in ends]
-            states.append(state)
-        where = np.concatenate([part.where() for part in parts])
-        logits = self._logits(job, states, where, rows)
-        if (applied := sum(state.applied for state in states)) != changes:
-            raise RuntimeError(f"{changes} rows were to be edited and {applied} were")
+    def _forward(self, job: _Job, prefix: int, pack: list[Branch], commit: bool = False) -> None:
+        """Run a pack behind `prefix` tokens of the path, and read and keep what was asked of it."""
+        state, where = self._pass(prefix, pack, commit)
+        starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
+        ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
+        changes = job.edits.prepare(state, pack, job.symbols) if job.edits else 0
+        marked = job.keeper.mark(state, pack, self.device) if job.keeper else None
+        logits = self._logits(job, state, where, [at for _, at in ends])
+        if state.applied != changes:
+            raise RuntimeError(f"{changes} rows were to be edited and {state.applied} were")
         job.computed += len(where)
-        if sequences:
-            job.read.append((sequences, forward.log_probabilities(logits, job.ids)))
-        for state, mark in zip(states, marked):
-            if mark and job.keeper:
-                job.keeper.keep(state, mark)
+        if ends:
+            job.read.append(([s for s, _ in ends], forward.log_probabilities(logits, job.ids)))
+        if marked and job.keeper:
+            job.keeper.keep(state, marked)
 
     def _continue(
         self, job: _Job, prefix: int, out: list[list[int]], how: generation.Sampling, pack: list[Branch]
     ) -> None:
         """Extend every branch of a pack token by token."""
-        texts = generation.Continuation(pack, self._pass(_Part(prefix, pack)), out, how)
+        texts = generation.Continuation(pack, self._pass(prefix, pack)[0], out, how)
         while texts.going:
-            logits = self._logits(job, [texts.state], texts.where, [texts.rows], texts.new)
+            logits = self._logits(job, texts.state, texts.where, texts.rows, texts.new)
             job.computed += texts.tokens
             texts.take(logits)
 
-    def _pass(self, part: _Part) -> attention.Pass:
-        layout = attention.Layout(part.pack, part.where()[:, 1].copy(), self.device)
-        return attention.Pass(self.path, layout, part.prefix, self.laid_out, commit=part.commit)
+    def _pass(self, prefix: int, pack: list[Branch], commit: bool = False) -> tuple[attention.Pass, np.ndarray]:
+        """What the cascade needs to know of a pack, and (tokens, 2) the sequence and position at which each token is read."""
+        where = np.concatenate([b.symbol_at for b in pack])
+        layout = attention.Layout(pack, where[:, 1].copy(), self.device)
+        return attention.Pass(self.path, layout, prefix, self.laid_out, commit=commit), where
 
-    def _logits(self, job: _Job, states, where, rows, new=None) -> torch.Tensor:
-        return forward.logits(self.llm, job.prompts, states, where, rows, new, narrow=not job.edits)
+    def _logits(self, job: _Job, state, where, rows, new=None) -> torch.Tensor:
+        return forward.logits(self.llm, job.prompts, state, where, rows, new, narrow=not job.edits)
