@@ -431,7 +431,7 @@ def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path, monkeypatch):
     plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
     stand_in = tmp_path / "python"  # an interpreter that checks its input and answers at once
     answer = {
-        "name": "stand-in", "dtype": "Q4_0", "rounds": {},
+        "name": "stand-in", "dtype": "Q4_0", "rounds": {"prefix": [[4.5, 4.0]] * 3, "queries": [[4.5, 4.0], [9.0, 9.0], [1.5, 1.0]]},
         "whole": {"seconds": 9.0, "cpu": 8.0}, "ready": {"seconds": 4.5, "cpu": 4.0},
     }  # fmt: skip
     (tmp_path / "answer.json").write_text(json.dumps(answer))
@@ -451,9 +451,15 @@ def test_a_peer_is_rows_beside_ours_or_a_note(llm, tmp_path, monkeypatch):
     assert [(r["method"], r["dtype"]) for r in case["rows"]] == list(zip(titles, ["Q4_0", "float32"] * 2))
     assert [r["ms"] for r in case["rows"][::2]] == [1000, 500] and "notes" not in case
     assert len(taken) == 3  # a round of ours whenever it waited
-    for theirs, mine in (case["rows"][:2], case["rows"][2:]):  # what is printed as a ratio is one of what is printed
-        assert theirs["slower"] == pytest.approx(theirs["ms"] / mine["ms"]) and mine["slower"] == 1
-        assert theirs["slower CPU"] == pytest.approx(theirs["CPU s"] / mine["CPU s"]) and mine["slower CPU"] == 1
+    for (theirs, mine), which, once in ((case["rows"][:2], "whole", 1), (case["rows"][2:], "ready", 0)):
+        rounds, own = (
+            theirs["rounds"],
+            np.array(mine["rounds"][which]),
+        )  # a ratio is the median over what was measured in turn
+        pairs = (np.array(rounds["queries"]) + once * np.array(rounds["prefix"])) / own
+        assert [theirs["slower"], theirs["slower CPU"]] == pytest.approx(np.median(pairs, 0).tolist())
+        assert mine["slower"] == mine["slower CPU"] == 1 and own.shape == (3, 2)
+    assert case["limits"] == []
     stand_in.write_text("#!/bin/sh\necho it broke >&2; exit 3\n")
     peers.add(case, llm, plan, {"vllm": str(stand_in)}, cases.Bar(False))
     assert len(case["rows"]) == 4 and case["notes"] == ["vllm: no row, it ended with status 3: it broke"]

@@ -1,8 +1,8 @@
 """Optional rows: what vLLM and llama.cpp take for the same workload, each in an environment of its own.
 
 This side writes the model and the prompts' embeddings to a temporary folder, starts `peer.py` there under the other
-interpreter, and reads its times. Ours is measured again in turn with each peer, round by round: a machine's speed changes from one
-minute to the next by more than what is to be told apart.
+interpreter, and reads its times. Ours is measured again in turn with each peer, round by round, and a ratio is the median over the
+pairs: a machine's speed changes from one minute to the next by more than what is to be told apart.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 NAMES = ("llama-cpp", "vllm")
 INSIDE = ("transformer-lens", "nnsight")  # these look inside: see `lookers`
+CLOCKS = ("seconds", "cpu")
+ROUNDS = 12  # at least, unless the bench is quick: single pairs differ by a fifth
 SECONDS = 900  # a peer that takes longer is stopped, and said to have been
 SCRIPT, INSIDE_SCRIPT = Path(__file__).with_name("peer.py"), Path(__file__).with_name("peer_inside.py")
 
@@ -55,35 +57,31 @@ def add(case: dict[str, Any], llm: LLM, plan: Plan, peers: Mapping[str, str], ba
 
     queries = min(plan.queries)
     work = workload(llm, case["prefix"], case["suffix"], queries, plan.seed)
+    rounds = plan.rounds if plan.quick else max(plan.rounds, ROUNDS)
     for name, python in peers.items():
         bar.say(f"T = {case['prefix']}: {name}")
         beside = _Beside(llm, work, plan.device)
         with tempfile.TemporaryDirectory() as folder:
             with torch.inference_mode():
-                spec = _write(name, Path(folder), llm, work, plan)
+                spec = _write(name, Path(folder), llm, work, rounds)
             try:
                 got = answer(python, Path(folder), spec, turn=beside.round)
             except RuntimeError as error:
                 case.setdefault("notes", []).append(f"{name}: no row, {error}")
                 continue
-        again: dict[str, Any] = {
-            "name": f"ours beside {got['name']}",
-            "dtype": llm.dtype,
-            "rounds": {},
-            **beside.medians(),
-        }
-        case["rows"] += _rows(got, again, queries, plan.rounds)
+        again: dict[str, Any] = {"name": f"ours beside {got['name']}", "dtype": llm.dtype, **beside.medians()}
+        slower = _slower(got["rounds"], again["rounds"])
+        case["rows"] += _rows(got, again, slower, queries, rounds)
         bound = PEERS.get((name, case["prefix"]))
         for clock, key in (("wall", "seconds"), ("CPU time", "cpu")):
-            ratio = got["ready"][key] / again["ready"][key]
             what = f"{got['name']}, prefix ready, N = {queries}, {clock}: ours, in turn with it, is times faster"
             if bound is not None:
-                case["limits"].append(limit(what, ratio, bound))
+                case["limits"].append(limit(what, slower["ready"][key], bound))
 
 
-def _write(name: str, folder: Path, llm: LLM, work: Workload, plan: Plan) -> dict[str, Any]:
+def _write(name: str, folder: Path, llm: LLM, work: Workload, rounds: int) -> dict[str, Any]:
     """The peer's input: embeddings as raw float32, the model as safetensors or GGUF, and a specification."""
-    spec = write_prompts(name, folder, llm, work, plan.rounds)
+    spec = write_prompts(name, folder, llm, work, rounds)
     if name == "vllm":
         write_model(folder, llm)
     else:
@@ -182,15 +180,23 @@ class _Beside:
             self.samples["whole"].append(self.meter(lambda: ours(self.llm, self.work, None, which)))
             self.samples["ready"].append(self.meter(lambda: ours_ready(self.llm, self.work, self.engine, which)))
 
-    def medians(self) -> dict[str, dict[str, float]]:
-        """Medians of seconds and CPU seconds for all queries."""
-        return {
-            name: {clock: float(np.median([getattr(s, clock) for s in found])) for clock in ("seconds", "cpu")}
-            for name, found in self.samples.items()
-        }
+    def medians(self) -> dict[str, dict[str, Any]]:
+        """Medians of seconds and CPU seconds for all queries, and (wall, CPU) seconds of each round."""
+        rounds = {name: [(s.seconds, s.cpu) for s in found] for name, found in self.samples.items()}
+        middle = {name: dict(zip(CLOCKS, np.median(found, 0).tolist())) for name, found in rounds.items()}
+        return {**middle, "rounds": rounds}
 
 
-def _rows(got: dict[str, Any], again: dict[str, Any], queries: int, rounds: int) -> list[dict[str, Any]]:
+def _slower(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How many times ours a peer's rounds took, with the prefix computed and with it there: medians over the rounds' pairs."""
+    ready, once = np.array(theirs["queries"], float), np.array(theirs["prefix"], float)
+    pairs = {"whole": (once + ready) / np.array(mine["whole"]), "ready": ready / np.array(mine["ready"])}
+    return {name: dict(zip(CLOCKS, np.median(found, 0).tolist())) for name, found in pairs.items()}
+
+
+def _rows(
+    got: dict[str, Any], again: dict[str, Any], slower: dict[str, dict[str, float]], queries: int, rounds: int
+) -> list[dict[str, Any]]:
     """The peer's two rows of the table, and ours beside it. What a peer cannot be asked for here stays empty."""
     out = []
     for what, who in product(("whole", "ready"), (got, again)):
@@ -200,8 +206,8 @@ def _rows(got: dict[str, Any], again: dict[str, Any], queries: int, rounds: int)
             {
                 "method": title, "dtype": who["dtype"], "queries": queries, "measured on": f"{queries} x {rounds}",
                 "ms": 1e3 * seconds / queries, "CPU s": cpu / queries, "queries/s": queries / seconds,
-                "tokens": None, "peak MB": None, "slower": seconds / again[what]["seconds"],
-                "slower CPU": cpu / again[what]["cpu"], "share": None, "difference": None, "flips": None, "compared": 0,
+                "tokens": None, "peak MB": None, "slower": slower[what]["seconds"] if who is got else 1.0,
+                "slower CPU": slower[what]["cpu"] if who is got else 1.0, "share": None, "difference": None, "flips": None, "compared": 0,
                 "rounds": who["rounds"],
             }
         )  # fmt: skip
