@@ -306,6 +306,8 @@ def test_distortion_runs_no_model():
         smooth, "smooth", queries=12
     )  # GELU has no curve of its own, and is not given that of no activation
     assert np.isnan(sel(unknown, "theory")).all() and np.isnan(sel(unknown, "cosine_within", control="real"))
+    legend = {trace.name for trace in unknown.plot().data if trace.name}
+    assert "theory for one ReLU layer" in legend and not any("this map" in n or "bound" in n for n in legend)
     assert "Theory has no bound for the activations" in unknown.about["says"][1] and "nan" not in " ".join(
         unknown.about["says"]
     )

@@ -337,6 +337,14 @@ def test_shots_of_each_querys_own_are_what_its_figures_are_measured_against(task
     assert np.allclose(lost["rmse"], simple["rmse"]) and np.allclose(lost["r2"], 0, atol=1e-12)
 
 
+def test_the_parity_of_classes_is_their_confusion():
+    from tests.toy import toy_study
+
+    result = toy_study(classes=True, arms=["zero-pad"], seeds=2).run(progress=False)
+    drawn = result.parity("zero-pad", "noise")
+    assert drawn.data[0].type == "heatmap" and "zero-pad, noise" in drawn.layout.title.text
+
+
 def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp_path):
     """The difference of a study's own table against noise; turned round with its sides; zero with itself; condition by condition."""
     plan = {**PLAN, "labels": ["true", "permuted"], "shots": [3, 5], "seeds": 3}

@@ -238,7 +238,9 @@ def distortion(reading: Reading) -> go.Figure:
     figure = _grid(1, 2, ["cosine of each pair", "norm of each item"], horizontal_spacing=0.13)
     rho, layer = data["rho"].values, float(data["layer_width"])
     width = f", width {layer:.0f}" if np.isfinite(layer) else ""
-    _band(figure, rho, data["theory_low"].values, data["theory_high"].values, style.GREY, (1, 1), 0.25, name=f"theory's bound (δ = 0.05{width})", showlegend=True)  # fmt: skip
+    known = bool(np.isfinite(data["theory"]).all())  # not for every activation of a map
+    if known:
+        _band(figure, rho, data["theory_low"].values, data["theory_high"].values, style.GREY, (1, 1), 0.25, name=f"theory's bound (δ = 0.05{width})", showlegend=True)  # fmt: skip
     ids = data["query"].values
     pair = [f"{style.safe(ids[i], 24)}, {style.safe(ids[j], 24)}" for i, j in zip(data["first_of_pair"].values, data["second_of_pair"].values)]  # fmt: skip
     x = data["encoder_cosine"].values
@@ -252,10 +254,8 @@ def distortion(reading: Reading) -> go.Figure:
                 hovertemplate="%{text}<br>encoder %{x:.3f}, slot %{y:.3f}<extra></extra>",
             ), row=1, col=1,
         )  # fmt: skip
-    for name, words, dash in (
-        ("theory", "theory for this map", "solid"),
-        ("theory_relu", "theory for one ReLU layer", "dash"),
-    ):
+    curves = [("theory_relu", "theory for one ReLU layer", "dash")]
+    for name, words, dash in [("theory", "theory for this map", "solid")] * known + curves:
         line = {"color": style.GREY if name == "theory" else style.PURPLE, "dash": dash, "width": 1.8}
         figure.add_trace(go.Scatter(x=rho, y=data[name].values, mode="lines", name=words, line=line, hoverinfo="skip"), row=1, col=1)  # fmt: skip
     before, after = data["norm_before"].values, data["norm_after"].values

@@ -145,7 +145,7 @@ class StudyResult:
         return study.arms(table, self.baselines(), metric, units=self.manifest["task"]["units"], title=label)
 
     def parity(self, arm: str, control: str = "real", **condition: Any) -> go.Figure:
-        """Predicted against measured for one arm in one condition; the title names it where the arm has several.
+        """Predicted against measured for one arm in one condition, of classes their confusion; the title names it where the arm has several.
 
         condition  values of with_text, labels, shots, selection, order; without any, the first with true labels
         """
@@ -165,6 +165,8 @@ class StudyResult:
             raise DataError(f"no predictions of arm {arm!r} under {control!r} are of {asked}; there are: {has}")
         (words, rows), about = found[0], self.manifest["task"]
         title = ", ".join(filter(None, [arm, control, words]))
+        if rows["target"].dtype.kind not in "fi":
+            return study.confusion(rows, title=title)
         return study.parity(rows, about["units"], about["property"], title=title)
 
     # doors to the probes; see icrl_lab.probes
