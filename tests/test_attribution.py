@@ -161,7 +161,7 @@ def test_the_mean_slot_is_the_mean_of_the_items(one):
     assert len(rows) == 3 + 3
     for base, prompt in zip(coalitions.baselines(one, "mean"), one.prompts):
         assert np.abs(base[prompt.ids == SLOT] - np.mean(list(rows.values()), 0)).max() < 1e-6
-        text = one.study.llm.embed(one.study.material.fitting.tokens.used).mean(0)
+        text = one.study.llm.embed(one.study.material.tokens.used).mean(0)
         assert np.abs(base[prompt.ids != SLOT] - text).max() < 1e-5
 
 

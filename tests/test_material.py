@@ -208,9 +208,9 @@ def test_a_label_budget_is_of_the_pool_beyond_the_shots_and_permuted_with_them(t
 
 def test_maps_of_text_and_of_codes_are_given_what_their_name_says(task, vectors, llm):
     material, every = make(task, vectors, llm, arms=["moments-text", "random-noise", "random-projection"])
-    assert len(material.fitting.tokens.text_ids) == len(task.pool)
+    assert len(material.tokens.text_ids) == len(task.pool)
     wanted = [llm.tokenizer(task.text[p], add_special_tokens=False)["input_ids"] for p in task.pool]
-    assert [t.tolist() for t in material.fitting.tokens.text_ids] == wanted
+    assert [t.tolist() for t in material.tokens.text_ids] == wanted
     sources = {c.arm.name: material.fitting.slot_maps(c, 0)[0].source for c in every}
     assert sources["random-noise"].startswith("hash/") and sources["random-projection"] == "toy/1"
     twin = Material(task, Vectors(-vectors.values, task.ids, "toy/1"), llm, material.plan)

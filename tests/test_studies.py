@@ -436,7 +436,7 @@ def test_a_layout_may_show_the_text_itself_where_text_is_asked_for(task, vectors
     """Also with a map that looks at the labels' tokens: they are those of the plain layout."""
     plan = {**PLAN, "arms": ["ridge"], "with_text": True}
     own, plain = (Study(task, vectors, llm, **{**plan, "layout": x}) for x in ("{text}: {item} -> {label}", "arrow"))
-    assert own.material.fitting.tokens.label_ids == plain.material.fitting.tokens.label_ids
+    assert own.material.tokens.label_ids == plain.material.tokens.label_ids
     assert (own.run(progress=False).to_dataframe()["status"] == "ok").all()
 
 
@@ -550,7 +550,7 @@ def test_label_tokens_are_those_of_the_prompt(task, vectors, llm):
         (prompt, *_), (group,) = material.rendered(cell, 0)
         shown = [prompt.ids[s.start : s.stop].tolist() for s in prompt.spans if s.role == "label"]
         for written, ids in zip(group.written, shown):
-            wanted = list(material.fitting.tokens.label_ids[written])
+            wanted = list(material.tokens.label_ids[written])
             n = min(len(ids), len(wanted))  # a space before the label may stand on either side of the span
             assert ids[-n:] == wanted[-n:] and llm.tokenizer.decode(wanted).strip() == written
 

@@ -48,7 +48,7 @@ def baselines(one: Scene, baseline: str) -> list[Array]:
         row = np.cumsum(prompt.ids == SLOT) - 1
         items |= {s.item: prompt.vectors[row[s.start : s.stop]] for s in prompt.spans if s.role == "slot"}
     slot = np.mean(list(items.values()), 0)  # w, d
-    tokens = one.study.material.fitting.tokens
+    tokens = one.study.material.tokens
     word = tokens.embeddings[tokens.used].mean(0)
     out = []
     for prompt in one.prompts:

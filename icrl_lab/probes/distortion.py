@@ -186,7 +186,7 @@ def _norms(before: Array, after: Array) -> dict[str, Array]:
 
 def _tokens(one: Scene, injected: Array, seed: int) -> Named:
     """The nearest token of each slot, by cosine, beside what tokens are to one another."""
-    tokens, tokenizer = one.study.material.fitting.tokens, one.study.llm.tokenizer
+    tokens, tokenizer = one.study.material.tokens, one.study.llm.tokenizer
     table, used = tokens.embeddings, tokens.used
     ids, near = spaces.nearest_rows(injected.reshape(-1, injected.shape[-1]), table, used)
     each = near.reshape(injected.shape[:-1]).mean(-1)

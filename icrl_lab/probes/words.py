@@ -56,7 +56,7 @@ def places(one: Scene, slot: Array, answer: Array, control: str) -> list[Place]:
 
 def words(one: Scene, shown: list[Place], top: int) -> dict[str, tuple[tuple[str, ...], Array, str, str]]:
     """The most probable tokens of each place at each depth, and the token whose embedding is nearest by cosine."""
-    llm, tokens = one.study.llm, one.study.material.fitting.tokens
+    llm, tokens = one.study.llm, one.study.material.tokens
     token, probability, near, cosine = [], [], [], []
     for place in shown:
         logp = one.engine.unembed(place.states)

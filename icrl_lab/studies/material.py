@@ -16,7 +16,7 @@ from icrl_lab.studies.cells import Cell
 from icrl_lab.studies.choice import Choice, Shots, stream
 from icrl_lab.studies.fitting import Fitting
 from icrl_lab.studies.sections import Arm, PlanSpec
-from icrl_lab.values import Prompt, Rendered, Task, Vectors
+from icrl_lab.values import Prompt, Rendered, SlotMap, Task, Vectors
 
 CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing, after Zhao et al. 2021
 NOBODY = "\0nobody"  # the id of a query that is no item
@@ -36,6 +36,15 @@ class Material(Choice):
         self.template = prompts.layout(plan.layout, markers=plan.markers)
         self.fitting = Fitting(self, llm, self.template)
         self._of_seed: dict[Any, Any] = {}
+
+    @property
+    def tokens(self) -> maps.Tokens:
+        """What the maps may know of the model, and of the texts of the pool (never of the queries)."""
+        return self.fitting.tokens
+
+    def fitted(self) -> dict[str, SlotMap]:
+        """Every map fitted so far, by a name that says for what."""
+        return self.fitting.fitted()
 
     @property
     def room(self) -> int:
@@ -83,16 +92,14 @@ class Material(Choice):
             return prompts.refill(text, whole)
         seeds = [stream("control", cell.seed, draw, p) for p in new]
         drawn = self._changed(cell, draw, mapped)
-        return prompts.refill(
-            text, controls.join(cell.control, mapped, drawn, more, seeds=seeds, tokens=self.fitting.tokens)
-        )
+        return prompts.refill(text, controls.join(cell.control, mapped, drawn, more, seeds=seeds, tokens=self.tokens))
 
     def _changed(self, cell: Cell, draw: int, mapped: Vectors) -> Vectors:
         """The cell's vectors under its control."""
         if cell.control in ("real", "dummy"):
             return mapped
         seed = stream("control", cell.seed, draw)
-        return controls.apply(cell.control, (), mapped, seed=seed, tokens=self.fitting.tokens)[1]
+        return controls.apply(cell.control, (), mapped, seed=seed, tokens=self.tokens)[1]
 
     def _once(self, cell: Cell, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What cells of one seed and condition share; forgotten when the next seed begins."""

@@ -287,7 +287,7 @@ class Study:
         predictions = self._in_order(pd.concat(frames, ignore_index=True))
         about = {**manifest(self, start), **ended(self, start)}
         simple = baseline_predictions(self, progress)
-        return StudyResult(predictions, simple, about, items_table(self), self.material.fitting.fitted(), study=self)
+        return StudyResult(predictions, simple, about, items_table(self), self.material.fitted(), study=self)
 
     def _in_order(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows in the order of the plan, however they were computed: by arm, then control, then condition and seed."""

@@ -213,5 +213,5 @@ def _common(prompts: Sequence[Sequence[Any]]) -> int:
 def _token_norm(study: Study) -> float:
     if not any(arm.has_slots for arm in study.plan.arms):
         return float("nan")
-    table = study.material.fitting.tokens.embeddings
+    table = study.material.tokens.embeddings
     return float(np.median(np.einsum("ij,ij->i", table, table)) ** 0.5)  # a norm is monotonic in its square
