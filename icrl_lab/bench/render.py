@@ -44,7 +44,7 @@ INSIDE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 NOTES = (
     "N queries after one prefix of T tokens with 20 vectors; S suffix tokens a query, the first a vector. The prefix is in the time, "
     "but for rows that say otherwise; loading is not.",
-    "measured on: queries x rounds; medians over the rounds. Rows with a shared prefix count prefix + N x a query.",
+    "measured on: queries x rounds; medians over the rounds, and a peer's ratio the median over pairs of rounds. Rows with a shared prefix count prefix + N x a query.",
     "peak MB is above the model and the second copy of its weights, where products take one; the product rate is measured here in the same dtype and threads, and on a CPU held in CPU time.",
     "difference and flips: log-probabilities of 10 labels, and the most probable of them, against a full forward of each prompt "
     "in the table's dtype.",

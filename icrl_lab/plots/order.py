@@ -63,9 +63,7 @@ def figure(reading: Reading) -> go.Figure:
     made.update_xaxes(
         title=f"position of the shot in the prompt (1 first, {k} next to the query)", title_standoff=6, row=2, col=1
     )
-    made.update_yaxes(
-        title="log-odds per label" if of_classes(about) else "share of the label's distance", row=1, col=1
-    )
+    made.update_yaxes(title=data["weight"].attrs["units"], row=1, col=1)
     made.update_yaxes(title="slope", row=2, col=1)
     for title in made.layout.annotations[:2]:
         title.update(x=0, xanchor="left", font_size=13)

@@ -6,32 +6,33 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from icrl_lab.errors import StudyError
 
-Probe = TypeVar("Probe", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 FROM_ZERO = ("depths", "queries", "seed", "seeds", "shots")  # numbers, or lists of them, that begin at 0
 
 
-def checked(*, empty: Sequence[str] = (), **least: int) -> Callable[[Probe], Probe]:
+def checked(*, empty: Sequence[str] = (), **least: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
     """A probe whose options are refused in one sentence (StudyError) where they are none: a number that is not whole or is less
     than `least` of its name (1 where it has none), a list that is empty (unless it is one of `empty`), holds
     something twice, or is a single word."""
 
-    def wrap(probe: Probe) -> Probe:
+    def wrap(probe: Callable[Given, Made]) -> Callable[Given, Made]:
         signature = inspect.signature(probe)
         kinds = {name: str(p.annotation) for name, p in signature.parameters.items()}
 
         @functools.wraps(probe)
-        def call(*given: Any, **options: Any) -> Any:
+        def call(*given: Given.args, **options: Given.kwargs) -> Made:
             for name, value in signature.bind(*given, **options).arguments.items():
                 if value is not None:
                     low = least.get(name, 0 if name in FROM_ZERO else 1)
                     _check(name, value, kinds[name], low, name in empty)
             return probe(*given, **options)
 
-        return call  # type: ignore[return-value]
+        return call
 
     return wrap
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ALPHA = 0.05
 CASE_BYTES = 1.6e6
 SHARE, EVEN = "share", "times even attention"
-ENDS = {SHARE: (0.0, 1.0), EVEN: (0.0, np.inf), **BOUNDS}  # where an interval of such a unit is cut off
+BOUNDED = {SHARE: (0.0, 1.0), EVEN: (0.0, np.inf), **BOUNDS}  # where an interval of such a unit is cut off
 INTERVAL = (
     "95 % intervals: crossed analysis of variance over seeds and queries, t distribution (rho as Fisher's z, a perfect order as half a step below 1); p of follows and gain: "
     "matching of queries with similarities, these seeds' shots as they are (Hoeffding's normal limit); q: Holm, fdr: "
@@ -288,7 +288,7 @@ def put(
 def put_effects(
     into: Named, name: str, e: Effects, dims: tuple[str, ...], words: str, units: str, test: bool = True
 ) -> None:
-    least, most = ENDS.get(units, (-np.inf, np.inf))
+    least, most = BOUNDED.get(units, (-np.inf, np.inf))
     into[name] = (dims, e.estimate, words, units)
     into[f"{name}_low"] = (dims, np.maximum(e.low, least), f"{words}, 95 % interval from", units)
     into[f"{name}_high"] = (dims, np.minimum(e.high, most), f"{words}, 95 % interval to", units)

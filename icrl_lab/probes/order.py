@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ORDERS = ("random", "ascending", "descending", "near-first", "near-last")
 CONTRASTS = (("near-last", "near-first"), ("ascending", "descending"), ("near-last", "random"))
+DISTANCE, PER_LABEL = "share of the label's distance", "log-odds per label"  # units of a weight: of numbers, of classes
 LIMITS = (
     "A shot left out also shortens the prompt; its influence is that of the shot and of its absence together.",
     "Permutations beyond four shots are a sample; an order that is rare among them may do more.",
@@ -214,7 +215,7 @@ def _positions(arrays: Named, looks: dict[str, list[_Look]], units: str) -> None
     """Weight and strength of a shot by the place where it stands."""
     table = lambda name: np.moveaxis(np.array([[getattr(x, name) for x in of] for of in looks.values()]), 1, -2)  # noqa: E731
     for name, words, unit in (
-        ("weight", "pull of a shot to its own label", "share of the label's distance"),
+        ("weight", "pull of a shot to its own label", PER_LABEL if units.startswith("log-odds") else DISTANCE),
         ("strength", "size of a shot's influence", units),
     ):
         each = table(name)
@@ -325,6 +326,7 @@ def _says(data: xr.Dataset, first: Scene) -> list[str]:
         return "".join(f"; {c}: {tell(name, unit, control=c, **at)}" for c in others)
 
     others = data["control"].values[1:].tolist()
+    even = f" (the mean of {k} labels: {1 / k:.2f})" if data["weight"].attrs["units"] == DISTANCE else f" ({PER_LABEL})"
     out = [
         f"The order of the same {k} shots moves an answer by {tell('spread', units, control='real')} (standard deviation); answers to "
         f"different queries lie {float(data['between'].sel(control='real')):.2f} apart{also('spread', units)}.",
@@ -332,7 +334,7 @@ def _says(data: xr.Dataset, first: Scene) -> list[str]:
         f"(p = {float(data['recency_p'].sel(control='real')):.3f}){also('recency')}; ascending less descending labels move it by "
         f"{tell('swing', units, control='real')}{also('swing', units)}.",
         f"A shot pulls the answer to its own label with weight {tell('weight', control='real', place=last)} in the last "
-        f"place and {tell('weight', control='real', place=1)} in the first (the mean of {k} labels: {1 / k:.2f}); the "
+        f"place and {tell('weight', control='real', place=1)} in the first{even}; the "
         f"slope over places is {tell('tilt', control='real')} (p = {float(data['tilt_p'].sel(control='real')):.3f}){also('tilt')}.",
     ]
     metric = str(data["metric"].values[0])
