@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def fitted(name, pool, tokens, **options):
         pool = hash_vectors(pool.ids, pool.ids, D_FM)
     elif name == "identity":
         pool = vectors_of(np.random.default_rng(3).standard_normal((N, D)))
-    if name == "ridge":
+    if maps.NEEDS.get(name) == "labels":
         options.setdefault("labels", {i: str(row % 10) for row, i in enumerate(pool.ids[:15])})
     if name == "sinkhorn":
         options.setdefault("targets", 50)
@@ -84,7 +85,7 @@ def test_the_seed_decides_and_nothing_else(name, pool, tokens):
     other, _ = fitted(name, pool, tokens, seed=6)
     a, b, c = (maps.apply(m, source).values for m in (first, again, other))
     assert np.array_equal(a, b)
-    assert np.array_equal(a, c) == (name in ("identity", "zero-pad", "ridge"))
+    assert np.array_equal(a, c) == (name in ("identity", "zero-pad", "ridge", "soft-label"))
 
 
 @pytest.mark.parametrize("name", maps.MAPS)
@@ -500,7 +501,71 @@ def test_ridge_leaves_out_an_item_with_all_its_slots(tokens):
     assert chosen > 10 * maps.fit("ridge", apart, tokens, labels=labels).recipe["chosen"]["alpha"]
 
 
-@pytest.mark.parametrize("name", ["ridge", "moments-vocab", "whiten", "sinkhorn", "landmarks"])
+def places(slots, points):
+    """Where rows lie on the line through points, and how far from it: nearest by brute force over its pieces."""
+    best, at = np.full(len(slots), np.inf), np.zeros(len(slots))
+    for i, (a, b) in enumerate(pairwise(points)):
+        part = np.clip(((slots - a) @ (b - a)) / ((b - a) @ (b - a)), 0, 1)
+        off = np.linalg.norm(slots - (a + part[:, None] * (b - a)), axis=1)
+        at, best = np.where(off < best, i + part, at), np.minimum(best, off)
+    return at, best
+
+
+def test_soft_labels_lie_where_ridge_expects_them_between_two_labels(tokens):
+    """A planted place that is linear in the vector comes back, in the order of the labels and not of their names, at an end beyond it."""
+    rng = np.random.default_rng(0)
+    names = ("b", "a", "d", "c", "e")
+    order = maps.Tokens(
+        tokens.embeddings, tokens.space, label_ids={n: (50 + i, 60 + i)[: 1 + i % 2] for i, n in enumerate(names)}
+    )
+    pool = vectors_of(rng.standard_normal((90, D_FM)))
+    place = pool.values @ rng.standard_normal(D_FM) * 0.6 + 2
+    seen = np.flatnonzero((np.abs(place - place.round()) < 0.5) & (place > -0.4) & (place < 4.4))[:60]
+    labels = {pool.ids[i]: names[round(place[i])] for i in seen}
+    points = maps.label_rows({n: n for n in names}, order).values.astype(np.float64)
+    for standardise in (False, True):
+        slot_map = maps.fit("soft-label", pool, order, labels=labels, standardise=standardise)
+        at, off = places(maps.apply(slot_map, pool).values, points)
+        assert off.max() < 1e-5 and slot_map.recipe["label_budget"] == len(labels)
+        inside = (place > 0.3) & (place < 3.7)
+        assert np.corrcoef(at[inside], place[inside])[0, 1] > 0.95
+        assert (at[place > 6] == 4).all() and (at[place < -2] == 0).all() and (place > 6).any() and (place < -2).any()
+    # the same regression as ridge's onto rows that stand on one straight line
+    rows = Vectors(np.array([[names.index(b)] for b in labels.values()], np.float32) * np.ones((1, D)), tuple(labels), order.space)  # fmt: skip
+    ridge = maps.fit("ridge", pool, order, labels=rows)
+    plain = maps.fit("soft-label", pool, order, labels=labels)
+    want = np.clip(maps.apply(ridge, pool).values[:, 0], 0, 4)
+    np.testing.assert_allclose(places(maps.apply(plain, pool).values, points)[0], want, atol=1e-3)
+    assert plain.recipe["chosen"]["alpha"] == pytest.approx(ridge.recipe["chosen"]["alpha"])
+
+
+def test_a_turned_line_keeps_its_geometry_and_lies_at_no_label(pool, tokens):
+    labels = {i: str(row % 10) for row, i in enumerate(pool.ids[:15])}
+    straight, *turned = (
+        maps.fit("soft-label", pool, tokens, labels=labels, turned=t, seed=s)
+        for t, s in ((False, 0), (True, 0), (True, 1))
+    )
+    plain, *others = (maps.apply(m, pool).values.astype(np.float64) for m in (straight, *turned))
+    points = maps.label_rows({b: b for b in tokens.label_ids}, tokens).values
+    assert places(plain, points)[1].max() < 1e-5
+    for other in others:
+        np.testing.assert_allclose(other @ other.T, plain @ plain.T, rtol=1e-4, atol=1e-5)
+        assert places(other, points)[1].min() > 0.3 * np.linalg.norm(plain, axis=1).mean()
+    assert np.abs(others[0] - others[1]).max() > 0.1
+
+
+def test_soft_labels_need_labels_as_they_are_written(pool, tokens):
+    rows = maps.label_rows({i: str(row % 10) for row, i in enumerate(pool.ids[:15])}, tokens)
+    for labels in (None, rows, {pool.ids[0]: "1"}):
+        with pytest.raises(DataError, match="at least two labelled items"):
+            maps.fit("soft-label", pool, tokens, labels=labels)
+    with pytest.raises(DataError, match="label 'x'"):
+        maps.fit("soft-label", pool, tokens, labels={pool.ids[0]: "x", pool.ids[1]: "1"})
+    with pytest.raises(DataError, match="'stranger'"):
+        maps.fit("soft-label", pool, tokens, labels={pool.ids[0]: "2", "stranger": "1"})
+
+
+@pytest.mark.parametrize("name", ["ridge", "soft-label", "moments-vocab", "whiten", "sinkhorn", "landmarks"])
 def test_a_vector_in_several_slots_is_one_vector_of_the_pool(name, pool, tokens):
     several = Vectors(np.repeat(pool.values[:, None], 4, axis=1), pool.ids, pool.space)
     (one, _), (other, _) = (fitted(name, p, tokens) for p in (pool, several))
@@ -604,6 +669,7 @@ def test_two_kinds_of_vectors_get_a_map_each_and_stack(pool, tokens):
         ("landmarks", {"temperature": -0.2}), ("landmarks", {"landmarks": -1}), ("landmarks", {"landmarks": 2.5}), ("sinkhorn", {"targets": 0}),
         ("sinkhorn", {"targets": -300}), ("sinkhorn", {"epsilon": 0}), ("sinkhorn", {"epsilon": float("inf")}), ("whiten", {"components": 2.5}),
         ("random-projection", {"std": 0}), ("random-projection", {"width": "64"}), ("random-projection", {"depth": True}), ("ridge", {"alpha": -1.0}),
+        ("ridge", {"standardise": "no"}), ("soft-label", {"turned": 1}),
     ],
 )  # fmt: skip
 def test_an_impossible_value_of_an_option_is_refused_by_its_name(name, option, pool, tokens):

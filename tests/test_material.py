@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -219,6 +221,36 @@ def test_maps_of_text_and_of_codes_are_given_what_their_name_says(task, vectors,
         assert all(same) if cell.arm.name == "random-noise" else not any(same)  # a code says nothing of the vector
 
 
+@pytest.mark.parametrize("form", ["digit", "two-digit", "letter", "as-written"])
+def test_labels_of_numbers_are_known_in_ascending_order(task, vectors, llm, form):
+    """Of a closed set all, so that the place of a label does not depend on what the pool happens to hold."""
+    material, _ = make(task, vectors, llm, arms=["soft-label"], label_format=form)
+    found = list(material.tokens.label_ids)
+    values = [material.format.read(label) for label in found]
+    assert values == sorted(values) and {material.written(int(p)) for p in task.pool} <= set(found)
+    if form != "as-written":
+        assert tuple(found) == material.format.labels
+    else:
+        assert found != sorted(found)  # as names they would stand in another order
+
+
+def test_soft_labels_are_fitted_on_the_shots_as_they_are_shown(task, vectors, llm):
+    """The slot of a query moves with the shots' labels, and with nothing that the queries' own labels say."""
+    plan = {"arms": ["soft-label", {"name": "soft-label", "turned": True}], "labels": ["true", "permuted"]}
+    material, every = make(task, vectors, llm, **plan)
+    elsewhere = ~np.isin(np.arange(N), task.pool)
+    other = Material(
+        replace(task, targets=np.where(elsewhere, -task.targets, task.targets)), vectors, llm, material.plan
+    )
+    slots = {}
+    for cell in every:
+        here, there = (m.rendered(cell, 0)[0][0].vectors for m in (material, other))
+        assert (here == there).all()
+        slots[cell.seed, cell.arm.label, cell.labels] = here
+    for (seed, arm, labels), found in slots.items():
+        assert labels == "true" or np.abs(found - slots[seed, arm, "true"]).max() > 1e-3
+
+
 def test_pca_text_takes_its_option(task, vectors, llm):
     arms = ["pca-text", {"name": "pca-text", "dims": 3}]
     material, every = make(task, vectors, llm, arms=arms, shots=3, seeds=1)
@@ -247,12 +279,18 @@ def test_the_queries_are_of_the_query_side_and_of_the_split_seed_alone(task, vec
         ({"arms": ["ridge"], "selection": "nearest"}, "'ridge' fits one map to the shots"),
         ({"arms": [{"name": "ridge", "budget": 31}]}, "budget of 31 labels, and the pool 30"),
         ({"arms": ["ridge"], "shots": 1}, "two at least"),
+        ({"arms": ["soft-label"], "selection": "farthest"}, "'soft-label' fits one map to the shots"),
         ({"arms": ["text"], "order": "near-last", "queries_per_prompt": 2}, "queries_per_prompt = 1"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_at_once(task, vectors, llm, plan, says):
     with pytest.raises(StudyError, match=says):
         make(task, vectors, llm, **plan)
+
+
+def test_classes_have_no_order_for_soft_labels(task, vectors, llm):
+    with pytest.raises(StudyError, match="classes have no order; take the arm 'ridge'"):
+        make(classes(task), vectors, llm, arms=["soft-label"])
 
 
 def test_an_option_of_the_wrong_kind_is_the_users(task, vectors, llm):

@@ -60,15 +60,18 @@ MAPS: dict[str, Callable[..., training_free.Fitted]] = {
     "vocab-covariance": transport.vocab_covariance,
     "landmarks": transport.landmarks,
     "ridge": closed_form.ridge,
+    "soft-label": closed_form.soft_label,
 }
 ALIASES = {"ot-embed": "moments-text", "ot-pca": "moments-pca"}
 NEEDS = {  # what beyond the pool's vectors and the embedding table a map asks for
     "moments-text": "text_ids",
     "moments-pca": "pca_ids",
     "ridge": "labels",
+    "soft-label": "labels",
     "random-noise": "hash_vectors",
 }
 _FIXED = ("pool", "tokens", "seed", "labels")
+_SWITCHES = ("standardise", "turned")
 _COUNTS, _SIZES = ("width", "depth", "components", "targets", "landmarks"), ("std", "epsilon", "temperature", "alpha")
 
 
@@ -95,6 +98,8 @@ def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise StudyError(f"slot map {name!r}: {key} must be a whole number of at least 1, not {value!r}")
         if key in _SIZES and not (number and 0 < value < math.inf):
             raise StudyError(f"slot map {name!r}: {key} must be a number above 0, not {value!r}")
+        if key in _SWITCHES and not isinstance(value, bool):
+            raise StudyError(f"slot map {name!r}: {key} must be true or false, not {value!r}")
     return {**known, **options}
 
 
@@ -126,8 +131,7 @@ def fit(
     arguments = _arguments(name, options)
     supervised = NEEDS.get(name) == "labels"
     if supervised:
-        rows = label_rows(labels, tokens) if isinstance(labels, Mapping) else labels
-        steps, chosen = MAPS[name](pool, tokens, seed, labels=rows, **arguments)
+        steps, chosen = MAPS[name](pool, tokens, seed, labels=labels, **arguments)
     else:
         steps, chosen = MAPS[name](pool, tokens, seed, **arguments)
     if row_normalise:

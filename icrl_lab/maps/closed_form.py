@@ -1,43 +1,88 @@
-"""Maps and strings that are solved in closed form: the ridge map, which sees labels, and the PCA string, which does not."""
+"""Maps and strings that are solved in closed form: ridge and soft labels, which see labels, and the PCA string, which does not."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import numpy as np
 
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.maps.steps import pca
-from icrl_lab.maps.tokens import Tokens
+from icrl_lab.maps.tokens import Tokens, label_rows
 from icrl_lab.maps.training_free import Fitted, rows, standardiser
 from icrl_lab.values import Step, Vectors
+
+Labels = Vectors | Mapping[str, str]
 
 
 def ridge(
     pool: Vectors,
     tokens: Tokens,
     seed: int,
-    labels: Vectors | None = None,
+    labels: Labels | None = None,
     alpha: float | None = None,
-    standardise=False,
+    standardise: bool = False,
 ) -> Fitted:
     """The linear map from vectors onto the embeddings of their labels, with the smallest squared error and |W|^2.
 
-    labels       rows (m, d) in the model's space of m items of the pool (see `label_rows`); m is the label budget
+    labels       item id -> label as written, or rows (m, d) in the model's space of m items of the pool; m is the label budget
     alpha        the penalty; None takes the one with the smallest exact leave-one-out error, over all dimensions,
                  from 25 values around the mean eigenvalue of the Gram matrix; all slots of an item are left out together
     standardise  bring each dimension to the pool's mean and deviation first (no label is needed for that), for
                  descriptors whose units differ
     """
+    found = label_rows(labels, tokens) if isinstance(labels, Mapping) else labels
+    if found is None or len(found) < 2:
+        raise DataError("the ridge map needs at least two labelled items of the pool; pass labels={item id: label}")
+    if found.space != tokens.space or found.slots != 1:
+        raise DataError(f"ridge labels must be one row an item in {tokens.space!r}, not {found!r}")
+    return _regression(pool, found.ids, found.values, alpha, standardise)
+
+
+def soft_label(
+    pool: Vectors,
+    tokens: Tokens,
+    seed: int,
+    labels: Labels | None = None,
+    alpha: float | None = None,
+    standardise: bool = False,
+    turned: bool = False,
+) -> Fitted:
+    """Where ridge regression expects an item among the labels, as a point between two labels' embeddings.
+
+    Labels of numbers have an order: the b-th stands at place b. The regression is onto the places of the labels that it
+    may see; the slot lies on the line through the labels' embeddings, in their order, between the two nearest, and at an end beyond it.
+
+    labels, alpha, standardise  as those of `ridge`; labels as written alone, since a row has no place
+    turned  turn the line by a rotation drawn from the seed: its lengths and angles stay, but no slot lies at a label any more,
+            so that what a slot means can only be read from the shots
+    """
+    if not isinstance(labels, Mapping) or len(labels) < 2:
+        raise DataError("soft labels need at least two labelled items of the pool; pass labels={item id: label}")
+    known = tokens.label_ids or {}
+    label_rows(labels, tokens)  # a label without tokens is told of by its item
+    place = {label: float(i) for i, label in enumerate(known)}
+    steps, chosen = _regression(
+        pool, tuple(labels), np.array([[place[b]] for b in labels.values()]), alpha, standardise
+    )
+    points = label_rows({label: label for label in known}, tokens).values.astype(np.float64)
+    if turned:
+        left, size, _ = np.linalg.svd(points, full_matrices=False)
+        drawn = np.random.default_rng(seed).standard_normal((points.shape[1], len(size)))
+        points = (left * size) @ np.linalg.qr(drawn)[0].T
+    return [*steps, Step("line", {"points": points})], chosen
+
+
+def _regression(
+    pool: Vectors, ids: Sequence[str], y: np.ndarray, alpha: float | None, standardise: bool
+) -> tuple[list[Step], dict]:
+    """Ridge regression from the vectors of some items (each of their slots) onto y (items, m), as steps, and its penalty."""
     from sklearn.linear_model import RidgeCV
 
-    if labels is None or len(labels) < 2:
-        raise DataError("the ridge map needs at least two labelled items of the pool; pass labels=label_rows(...)")
-    if labels.space != tokens.space or labels.slots != 1:
-        raise DataError(f"ridge labels must be one row an item in {tokens.space!r}, not {labels!r}")
     steps = [standardiser(rows(pool))] if standardise else []
-    x = rows(pool.take(labels.ids))
-    y = np.repeat(labels.values.astype(np.float64), pool.slots, axis=0)
+    x = rows(pool.take(ids))
+    y = np.repeat(y.astype(np.float64), pool.slots, axis=0)
     if steps:
         x = (x - steps[0].arrays["centre"]) * steps[0].arrays["scale"]
     centred = x - x.mean(0)
@@ -47,7 +92,10 @@ def ridge(
         grid = grid[[int(np.argmin(_left_out_errors(centred, y, grid, pool.slots)))]]
     fit = RidgeCV(alphas=grid).fit(centred, y)
     arrays = {"centre": x.mean(0), "scale": np.ones(x.shape[1]), "shift": np.zeros(x.shape[1])}
-    steps += [Step("affine", arrays), Step("linear", {"weight": fit.coef_.T, "bias": fit.intercept_})]
+    steps += [
+        Step("affine", arrays),
+        Step("linear", {"weight": np.atleast_2d(fit.coef_).T, "bias": np.atleast_1d(fit.intercept_)}),
+    ]
     return steps, {"alpha": float(fit.alpha_)}
 
 

@@ -88,6 +88,15 @@ def sinkhorn(x: np.ndarray, a: Arrays) -> np.ndarray:
     return (weight @ a.get("values", y)).astype(np.float32)
 
 
+def line(x: np.ndarray, a: Arrays) -> np.ndarray:
+    """The point at place x on the line through points (m, n_out), which stand at 0, 1, ..., m - 1; x (..., 1), at an end beyond it."""
+    points, last = a["points"], len(a["points"]) - 1
+    at = np.clip(x[..., 0].astype(np.float64), 0, last)
+    low = np.minimum(at.astype(np.int64), max(last - 1, 0))
+    part = (at - low)[..., None]
+    return ((1 - part) * points[low] + part * points[np.minimum(low + 1, last)]).astype(np.float32)
+
+
 STEPS: dict[str, Callable[[np.ndarray, Arrays], np.ndarray]] = {
     "linear": linear,
     "affine": affine,
@@ -99,6 +108,7 @@ STEPS: dict[str, Callable[[np.ndarray, Arrays], np.ndarray]] = {
     "row-normalise": row_normalise,
     "norm": norm,
     "sinkhorn": sinkhorn,
+    "line": line,
 }
 
 

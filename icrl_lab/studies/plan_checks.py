@@ -50,6 +50,10 @@ def reads_text(plan: PlanSpec) -> list[str]:
 
 def _check_labels(arm: Arm, task: Task, plan: PlanSpec) -> None:
     """The same for an arm that is fitted on the labels of its shots."""
+    if arm.name == "soft-label" and task.targets is None:
+        raise StudyError(
+            f"the arm {arm.label!r} puts items between two neighbouring labels, and classes have no order; take the arm 'ridge'"
+        )
     budget = int(arm.options.get("budget", 0))
     by_query = next((s for s in plan.selection if shots.needs_query(s)), None)
     if by_query:
