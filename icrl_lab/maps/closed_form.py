@@ -51,11 +51,11 @@ def soft_label(
 ) -> Fitted:
     """Where ridge regression expects an item among the labels, as a point between two labels' embeddings.
 
-    Labels of numbers have an order: the b-th stands at place b. The regression is onto the places of the labels that it
-    may see; the slot lies on the line through the labels' embeddings, in their order, between the two nearest, and at an end beyond it.
+    Labels of a closed set of numbers have an order: the b-th stands at place b. The regression is onto the places of the labels that
+    it may see; the slot lies on the line through the embeddings of all, in their order, between the two nearest, and at an end beyond it.
 
     labels, alpha, standardise  as those of `ridge`; labels as written alone, since a row has no place
-    turned  turn the line by a rotation drawn from the seed: its lengths and angles stay, but no slot lies at a label any more,
+    turned  turn the line to directions drawn from the seed: its lengths and angles stay, but no slot lies at a label any more,
             so that what a slot means can only be read from the shots
     """
     if not isinstance(labels, Mapping) or len(labels) < 2:
@@ -68,10 +68,16 @@ def soft_label(
     )
     points = label_rows({label: label for label in known}, tokens).values.astype(np.float64)
     if turned:
-        left, size, _ = np.linalg.svd(points, full_matrices=False)
-        drawn = np.random.default_rng(seed).standard_normal((points.shape[1], len(size)))
-        points = (left * size) @ np.linalg.qr(drawn)[0].T
+        points = _signed(points.T)[1].T @ _signed(np.random.default_rng([seed, 4]).standard_normal(points.T.shape))[0].T
     return [*steps, Step("line", {"points": points})], chosen
+
+
+def _signed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x = q r with orthonormal columns q and a positive diagonal of r: the only such pair, whatever the library's signs, and q of
+    a Gaussian x is uniform."""
+    q, r = np.linalg.qr(x)
+    sign = np.where(np.diag(r) < 0, -1.0, 1.0)
+    return q * sign, r * sign[:, None]
 
 
 def _regression(

@@ -23,7 +23,7 @@ class Tokens:
     space       the name of the model's input space, e.g. "llm:smollm2-135m"
     text_ids    token ids of each pool item's text, in the pool's order; None where there is no text
     pca_ids     the same for the pool items' PCA strings
-    label_ids   label as it is written in the prompt -> its token ids; labels of numbers in ascending order
+    label_ids   label as it is written in the prompt -> its token ids; a closed set of numbers in ascending order
     """
 
     embeddings: np.ndarray

@@ -62,13 +62,11 @@ class Fitting:
         return maps.Tokens(self.llm.embeddings, self.llm.space, text, pca, self.label_ids())
 
     def label_ids(self) -> dict[str, list[int]]:
-        """The tokens of each label as it stands in a prompt (" a" is another token than "a"): of every label of a closed set, else of
-        those of the pool, numbers in ascending order."""
+        """The tokens of each label as it stands in a prompt (" a" is another token than "a"): of every label of a closed set of
+        numbers, in ascending order, else of those of the pool."""
         form = self.choice.format
-        labels = list(form.labels) if form is not None else []
-        if not labels:
-            found = {self.choice.written(int(p)) for p in self.task.pool}
-            labels = sorted(found) if form is None else sorted(found, key=lambda label: form.read(label) or 0.0)
+        closed = form is not None and form.closed
+        labels = list(form.labels) if closed else sorted({self.choice.written(int(p)) for p in self.task.pool})
         shot, query = prompts.Example("shot", "?", labels[0], code="?"), prompts.Example("query", "?", code="?")
         # both views, which any layout has that shows a vector: what stands before a label is nothing to its tokens
         prompt = prompts.build(self.template, [shot], [query], view="both", **self.choice.words)

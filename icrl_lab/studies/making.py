@@ -150,7 +150,7 @@ def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
     shown = [
         name,
         *([f"x{own['draws']}"] if own.get("draws", 1) > 1 else []),
-        *(f"{k}={v}" for k, v in options.items()),
+        *(k if v is True else f"{k}={v}" for k, v in options.items()),
     ]
     shown += [f"slot_scale={own['slot_scale']:g}"] if "slot_scale" in own else []
     label = own.get("as") or " ".join(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from icrl_lab import maps, prompts, shots
+from icrl_lab.answers.formats import FORMATS
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.studies.sections import Arm, PlanSpec
 from icrl_lab.values import Task
@@ -53,6 +54,11 @@ def _check_labels(arm: Arm, task: Task, plan: PlanSpec) -> None:
     if arm.name == "soft-label" and task.targets is None:
         raise StudyError(
             f"the arm {arm.label!r} puts items between two neighbouring labels, and classes have no order; take the arm 'ridge'"
+        )
+    if arm.name == "soft-label" and not FORMATS[plan.label_format]:
+        raise StudyError(
+            f"the arm {arm.label!r} puts items between neighbouring labels of a closed set; "
+            "take label_format = 'digit', 'letter' or 'two-digit'"
         )
     budget = int(arm.options.get("budget", 0))
     by_query = next((s for s in plan.selection if shots.needs_query(s)), None)
