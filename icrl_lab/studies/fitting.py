@@ -65,8 +65,8 @@ class Fitting:
         """The tokens of each label as it stands in a prompt (" a" is another token than "a"): of every label of a closed set of
         numbers, in ascending order, else of those of the pool."""
         form = self.choice.format
-        closed = form is not None and form.closed
-        labels = list(form.labels) if closed else sorted({self.choice.written(int(p)) for p in self.task.pool})
+        labels = list(form.labels) if form is not None else []
+        labels = labels or sorted({self.choice.written(int(p)) for p in self.task.pool})
         shot, query = prompts.Example("shot", "?", labels[0], code="?"), prompts.Example("query", "?", code="?")
         # both views, which any layout has that shows a vector: what stands before a label is nothing to its tokens
         prompt = prompts.build(self.template, [shot], [query], view="both", **self.choice.words)
