@@ -151,6 +151,8 @@ def test_formats_refuse_what_they_cannot_write():
         fit_format("two-digits", POOL)
     with pytest.raises(DataError, match="finite numbers"):
         fit_format("digit", np.array([]))
+    with pytest.raises(DataError, match="span more than can be computed with"):
+        fit_format("digit", np.array([-1e308, 1e308]))
     with pytest.raises(DataError, match="cannot be written"):
         fit_format("digit", POOL).write(float("nan"))
     fmt = fit_format("digit", POOL)
@@ -259,6 +261,26 @@ def test_a_narrow_beam_and_other_words_cost_mass(tokenizer):
     assert narrow.mass < wide.mass and set(narrow.values) <= set(wide.values)
     short = score_numbers(engine, asked, fmt, tokenizer, levels=2)[0]
     assert short.mass < wide.mass or not short.ok
+
+
+@pytest.mark.parametrize(
+    "pool, text", [([1.23e-6, 2e-6], "0.00000123"), ([1.23e8, -4e8], "123000000"), ([-1.23e-10], "-1.23e-10")]
+)
+def test_the_beam_goes_as_far_as_the_pools_longest_label(tokenizer, pool, text):
+    fmt = fit_format("as-written", np.array(pool))
+    assert text in {fmt.write(y) for y in pool}
+    asked, engine = script(tokenizer, [(text + "\n", 0.7), ("0.5\n", 0.1)])
+    (answer, _) = score_numbers(engine, asked, fmt, tokenizer)
+    assert answer.raw == text and answer.mode == pytest.approx(float(text))
+
+
+def test_an_improbable_exponent_does_not_rule_the_mean(tokenizer):
+    """No number beyond ten times the pool's largest magnitude is an answer; its probability is missing in the mass."""
+    fmt = fit_format("as-written", np.array([-20.0, 3.0, 12.0]))
+    asked, engine = script(tokenizer, [("7\n", 0.5), ("150\n", 0.2), ("1e8\n", 0.1), ("-201\n", 0.1), ("-200\n", 0.1)])
+    (answer, _) = score_numbers(engine, asked, fmt, tokenizer)
+    assert answer.values.tolist() == pytest.approx([-200, 7, 150]) and answer.mass == pytest.approx(0.8)
+    assert fmt.read("1e8") == 1e8  # a number that was generated is read as it is
 
 
 def test_the_beam_never_finds_more_than_there_is(tokenizer):
@@ -475,6 +497,12 @@ def test_numbered_answers(text, n, want):
         ("not toxic", ("toxic", "non-toxic"), None), ("It is not toxic.", ("toxic", "non-toxic"), None), ("It isn't toxic", ("toxic", "non-toxic"), None),
         ("non toxic", ("toxic", "non-toxic"), None), ("non\u2011toxic", ("toxic", "non-toxic"), "non-toxic"), ("not a toxic one", ("toxic", "non-toxic"), None),
         ("It is **not** active", ("active", "inactive"), None), ("I do not know, but toxic", ("toxic", "non-toxic"), "toxic"), ("toxic", ("toxic", "non\u2010toxic"), "toxic"),
+        ("not considered toxic", ("toxic", "safe"), None), ("It is not known to be toxic", ("toxic", "safe"), None), ("unlikely to be toxic", ("toxic", "safe"), None),
+        ("it doesn't appear toxic", ("toxic", "safe"), None), ("Toxic? No.", ("toxic", "safe"), None), ("toxic: no", ("toxic", "safe"), None), ("Toxic is wrong", ("toxic", "safe"), None),
+        ("It is not safe, it is toxic", ("toxic", "safe"), "toxic"), ("No, it is toxic", ("yes", "no"), "no"), ("Toxic? Yes", ("toxic", "safe"), "toxic"),
+        # several are none
+        ("It could be toxic or not toxic", ("toxic", "not toxic"), None), ("b, c, d", "abcd", None), ("red, dark red", ("red", "dark red"), None),
+        ("dark red", ("red", "dark red"), "dark red"), ("b, as the examples say", "abcd", "b"), ("red/blue", ("red", "blue"), None),
         # a class is no part of a number
         ("0.95", "01", None), ("0,7", "01", None), ("1.5", "01", None), ("0. It", "01", "0"), ("The answer is 0.95", "01", None), ("The answer is 0.", "01", "0"),
     ],
@@ -485,7 +513,8 @@ def test_options_are_whole_words(text, options, want):
 
 @pytest.mark.parametrize(
     "text",
-    ["3 or 4", "3 to 5", "3 - 5", "is 5 to 6", "12 345", "5 and 6", "10 - 2 = 8", "5 x 10", "about 3 - 4", "3 / 4", "3 ... 4", "3…4"],
+    ["3 or 4", "3 to 5", "3 - 5", "is 5 to 6", "12 345", "5 and 6", "10 - 2 = 8", "5 x 10", "about 3 - 4", "3 / 4", "3 ... 4", "3…4",
+     "1'500", "1’500", "-1'234.5", "5%-6%", "5 kcal/mol to 6 kcal/mol", "5 kcal/mol or 6", "5 plus 2", "5 out of 10", "1.5 E-3", "5 e-3", "1.5 10^-3"],
 )  # fmt: skip
 def test_a_range_a_sum_or_a_grouped_number_is_no_answer(text):
     assert parse_number(text) is None
@@ -496,6 +525,7 @@ def test_a_range_a_sum_or_a_grouped_number_is_no_answer(text):
     [
         ("3.2 × 10 ^ -4", 3.2e-4), ("3.2×10^\u20114", 3.2e-4), ("\u20113.2", -3.2), ("5 - as said", 5), ("5 kcal/mol", 5), ("-3.2 (of 20)", -3.2),
         ("3.5 or so", 3.5), ("7 and falling", 7), ("12 34", 12),
+        ("5 kcal/mol or so", 5), ("5% or less", 5), ("5 e.g.", 5), ("5'", 5),
     ],
 )  # fmt: skip
 def test_a_number_with_words_or_spaces_behind_it_is_read(text, want):
@@ -557,6 +587,28 @@ def test_the_embedded_model(smollm2):
     assert [a.mode for a in written] == [3, 4] and all(a.mass > 0.8 for a in written)
     rows = decode_numbers(engine, asked, fit_format("as-written", POOL), tok, max_new_tokens=6)
     assert [row[0].mean for row in rows] == [3, 4]
+
+
+def test_a_label_that_joins_with_what_stands_before_it_is_not_asked_for_without_it(smollm2):
+    """ ":-" is one token there: cut off with nothing to put it back, the prompt would end in the item."""
+    from icrl_lab.engine import Engine
+
+    tok, engine, fmt = smollm2.tokenizer, Engine(smollm2), fit_format("as-written", np.arange(-5.0, 6.0))
+    items = [Example(f"m{i}", f"item {i}", str(i - 3)) for i in range(7)]
+
+    def asked(text):
+        return render_all([build(layout(text), items[:6], items[6:], view="text")], tok, None, smollm2.context)
+
+    for text in ("{item}:{label}", "{item}={label}", "{item} ({label})"):
+        for ask in (score_numbers, decode_numbers):
+            with pytest.raises(StudyError, match="joins it with a minus sign"):
+                ask(engine, asked(text), fmt, tok)
+        with pytest.raises(StudyError, match="joins it with a minus sign or a label"):
+            decode_options(engine, asked(text), ("-1", "1"), tok)
+        assert score_options(engine, asked(text), ("-1", "1"), tok)[0].ok  # exact: every label brings its own
+        assert score_numbers(engine, asked(text), fit_format("digit", np.arange(-5.0, 6.0)), tok)[0].ok
+    for text in ("{item} -> {label}", "{item}: {label}"):
+        assert score_numbers(engine, asked(text), fmt, tok)[0].mass > 0.1
 
 
 def test_letters_write_and_read_the_same_bins_as_digits():

@@ -173,6 +173,13 @@ def test_a_simple_predictor_learns_from_the_labels_that_are_shown(task, vectors,
         assert (written == true) == (cell.labels == "true") and sorted(written) == sorted(true)
 
 
+@pytest.mark.parametrize("shots", [2, 3])
+def test_permuted_labels_are_never_all_the_true_ones(task, vectors, llm, shots):
+    material, every = make(task, vectors, llm, arms=["random-projection"], labels="permuted", shots=shots, seeds=12)
+    assert all(not np.array_equal(material._turn(shots, cell), np.arange(shots)) for cell in every)
+    assert len({tuple(material._turn(shots, cell)) for cell in every}) > shots - 2  # and drawn, where there is a choice
+
+
 def test_the_reference_is_what_the_shots_alone_say(task, vectors, llm):
     material, every = make(task, vectors, llm, arms=["random-projection"])
     sides, every_class = make(classes(task), vectors, llm, arms=["random-projection"], shots=9)
@@ -276,6 +283,14 @@ def test_the_queries_are_of_the_query_side_and_of_the_split_seed_alone(task, vec
         ({"arms": [{"name": "ridge", "budget": 31}]}, "budget of 31 labels, and the pool 30"),
         ({"arms": ["ridge"], "shots": 1}, "two at least"),
         ({"arms": ["soft-label"], "selection": "farthest"}, "'soft-label' fits one map to the shots"),
+        (
+            {"arms": ["text"], "label_format": "letter", "queries_per_prompt": 2},
+            "'letter' is read for one query a prompt",
+        ),
+        (
+            {"arms": ["text"], "layout": {"shot": "{item} -> {label}", "footer": "Reply."}},
+            "a footer would stand between",
+        ),
         ({"arms": ["text"], "order": "near-last", "queries_per_prompt": 2}, "queries_per_prompt = 1"),
     ],
 )

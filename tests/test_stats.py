@@ -9,8 +9,9 @@ from scipy import stats as scipy_stats
 from sklearn import metrics as sk
 
 from icrl_lab import stats
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.stats import intervals, metrics, simulate, verdicts
+from icrl_lab.stats.effects import adjusted, effects
 
 TYPICAL, AGREE, DIFFER, STRONG, NONE, DIGIT = simulate.SCENARIOS
 
@@ -562,6 +563,35 @@ def test_no_difference_is_said_to_be_larger_than_it_can_be(metric, most):
     bad = np.stack([target, rng.permutation(target)[::-1]])
     found = stats.paired(good, bad, target, metric)
     assert found.low >= -most and found.high == most
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+def test_a_correlation_of_four_items_has_no_interval(metric):
+    """Without one of three items two are left, which always correlate at 1: the interval would have no width."""
+    rng = np.random.default_rng(0)
+    for items, known in ((3, False), (4, False), (5, True)):
+        pred, control, target = (
+            rng.standard_normal((2, items)),
+            rng.standard_normal((2, items)),
+            rng.standard_normal(items),
+        )
+        one = intervals.interval(pred, target, metric)
+        two = intervals.paired(pred, control, target, metric)
+        assert np.isfinite(one.estimate) and np.isfinite(two.estimate)
+        assert all(np.isfinite([x.low, x.high]).all() == known for x in (one, two)) and np.isfinite(two.p) == known
+        assert np.isfinite(intervals.interval(pred, target, "rmse").low)
+
+
+def test_p_values_are_corrected_by_a_known_method_and_nan_is_no_test():
+    p = np.array([[0.01, np.nan], [0.04, 0.03]])
+    for method in ("holm", "fdr"):
+        found = adjusted(p, method)
+        np.testing.assert_allclose(found.ravel()[[0, 2, 3]], adjusted(p.ravel()[[0, 2, 3]], method))
+        assert np.isnan(found[0, 1]) and (found[np.isfinite(p)] >= p[np.isfinite(p)]).all()
+    with pytest.raises(StudyError, match="'Holm'"):
+        adjusted(p, "Holm")
+    unknown = effects(np.array([[np.nan, 1.0, 2.0]]))
+    assert np.isnan(unknown.estimate) and np.isnan(unknown.p)
 
 
 def test_one_perfect_order_of_few_does_not_outweigh_the_others():

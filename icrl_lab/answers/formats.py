@@ -25,6 +25,8 @@ class LabelFormat:
     edges   (len(labels) - 1,) ascending bin edges in task units: label b is written for edges[b-1] <= y < edges[b]
     values  (len(labels),) ascending value of each label in task units
     figures significant figures of "as-written"
+    longest characters of the longest label in the pool, and `largest` ten times the largest magnitude there: how far an answer of an
+            open set is looked for
     """
 
     name: str
@@ -32,6 +34,8 @@ class LabelFormat:
     edges: np.ndarray = field(default_factory=lambda: np.zeros(0))
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     figures: int = 3
+    longest: int = 0
+    largest: float = np.inf
 
     def __post_init__(self) -> None:
         for what in ("edges", "values"):
@@ -88,7 +92,11 @@ def fit_format(name: str, pool_targets: np.ndarray) -> LabelFormat:
         raise DataError("a label format is fitted on the pool's targets, which must be finite numbers, at least one")
     bins = FORMATS[name]
     if not bins:
-        return LabelFormat(name)
+        return LabelFormat(
+            name, longest=max(len(_figures(v, 3)) for v in y.tolist()), largest=10 * float(np.abs(y).max())
+        )
+    if y[-1] / 2 - y[0] / 2 > np.finfo(np.float64).max / 2:
+        raise DataError(f"the pool's targets, from {y[0]:.3g} to {y[-1]:.3g}, span more than can be computed with")
     edges = np.quantile(y, np.arange(1, bins) / bins)
     edges = np.maximum.accumulate(edges)  # interpolation may round below the edge before
     where = np.searchsorted(edges, y, side="right")

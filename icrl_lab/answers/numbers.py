@@ -20,6 +20,7 @@ from icrl_lab.answers.parse import parse_answers, parse_option
 from icrl_lab.answers.tries import label_logprobs
 from icrl_lab.errors import StudyError
 from icrl_lab.prompts import cuts
+from icrl_lab.prompts.cuts import Cut
 from icrl_lab.prompts.tokens import plain
 from icrl_lab.values import Rendered
 
@@ -31,17 +32,28 @@ _SPELLS = re.compile(r"[ \n]?[-+0-9.eE]*")
 
 
 def score_numbers(
-    engine: Any, prompts: Sequence[Rendered], fmt: LabelFormat, tokenizer: Any, *, beam: int = 12, levels: int = 9
+    engine: Any,
+    prompts: Sequence[Rendered],
+    fmt: LabelFormat,
+    tokenizer: Any,
+    *,
+    beam: int = 12,
+    levels: int | None = None,
 ) -> list[Answer]:
     """The distribution over numbers in task units behind each prompt (as they come from `render_all`).
 
-    "digit", "two-digit": exact over all labels. "as-written": `beam` prefixes a level, at most `levels` tokens; `mass` is
-    the probability of all numbers that were followed to their end. Prompts whose probabilities cannot be used are failures.
+    "digit", "letter", "two-digit": exact over all labels. "as-written": `beam` prefixes a level, at most `levels` tokens (None: as many
+    as the pool's longest label can have, and 9 at least); `mass` is the probability of all numbers that were followed to their
+    end and are no larger than `fmt.largest`: an improbable exponent would rule the mean. Prompts whose probabilities cannot be used
+    are failures.
     """
     if not prompts:
         return []
     if not fmt.closed:
-        return _Beam(engine, prompts, tokenizer, beam, levels).run(fmt)
+        most = (
+            max(9, fmt.longest + 2) if levels is None else levels
+        )  # a space of its own, a character a token, and the end
+        return _Beam(engine, prompts, tokenizer, beam, most).run(fmt)
     logp, _ = label_logprobs(engine, prompts, tokenizer, fmt.labels)
     out = []
     for row in logp:
@@ -117,11 +129,25 @@ def generated(
     max_new_tokens: int,
 ) -> list[str]:
     """The texts that follow the prompts. With `labels`, each prompt first ends where its labels part."""
-    found = cuts(prompts, tokenizer, labels) if labels else [None] * len(prompts)
+    found = _cuts(prompts, tokenizer, labels) if labels else [None] * len(prompts)
     begun = [prompt if cut is None else cut.apply(prompt) for prompt, cut in zip(prompts, found)]
     lead = ["" if cut is None else tokenizer.decode(list(cut.lead)) for cut in found]
     ids = engine.generate(begun, max_new_tokens, temperature=temperature, seed=seed, stop_ids=_stops(engine, tokenizer))
     return [start + _first_turn(row, tokenizer) for start, row in zip(lead, ids)]
+
+
+def _cuts(prompts: Sequence[Rendered], tokenizer: Any, labels: Sequence[str]) -> list[Cut]:
+    """The cuts of prompts whose answer is open: nothing that would be dropped may say more than white space, since nothing puts it
+    back. A StudyError of a layout in which a tokenizer joins a label with what stands before it (":-" is one token of many)."""
+    found = cuts(prompts, tokenizer, labels)
+    for prompt, cut in zip(prompts, found):
+        gone = "".join(prompt.tokens[len(prompt) - cut.drop :]).strip()
+        if gone and gone != tokenizer.decode(list(cut.lead)).strip():
+            raise StudyError(
+                f"the layout ends in {gone!r} right before an answer, and the model's tokenizer joins it with a minus sign or a label that "
+                "follows; write a space between them, or take a closed label_format with decode = 'score'"
+            )
+    return found
 
 
 def _stops(engine: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -155,7 +181,7 @@ class _Beam:
 
     def __init__(self, engine: Any, prompts: Sequence[Rendered], tokenizer: Any, width: int, levels: int) -> None:
         self.engine, self.width, self.levels = engine, width, levels
-        self.prompts = [cut.apply(p) for p, cut in zip(prompts, cuts(prompts, tokenizer, PROBE))]
+        self.prompts = [cut.apply(p) for p, cut in zip(prompts, _cuts(prompts, tokenizer, PROBE))]
         self.ids, self.words = number_tokens(tokenizer)
         self.masks: dict[str, np.ndarray] = {}
 
@@ -204,7 +230,7 @@ class _Beam:
         if broken:
             return Answer.failed("the model's probabilities are not finite")
         read = [(fmt.read(text), p, text) for text, p in done.items() if p > FLOOR]
-        kept = [(value, p, text) for value, p, text in read if value is not None]
+        kept = [(value, p, text) for value, p, text in read if value is not None and abs(value) <= fmt.largest]
         if not kept:
             return Answer.failed("no number has any probability", mass=0.0)
         values, where = np.unique([k[0] for k in kept], return_inverse=True)

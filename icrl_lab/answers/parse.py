@@ -32,9 +32,12 @@ _FINAL = re.compile(rf"(?<!\w)(?:final[ \t]+answer|answer[ \t]*#?[ \t]*1){_END}"
 _LIST = re.compile(r"^[ \t]*([0-9]{1,4})[.):][ \t]+(?=\S)", re.MULTILINE)
 _ARROW = re.compile("->|→|=>")
 _LISTED = re.compile(r"[ \t]*,[ \t]*[-+.0-9]")  # a number that is one of several
-# or the beginning of a range, of a sum, of a number in groups
+# or the beginning of a range (a unit may stand between), of a sum, of a number in groups, of a power of ten
 _GOES_ON = re.compile(
-    r"[ \t]*(?:(?:to|or|and|through)\b|[-+*x×=;|:/…]|\.\.+)[ \t]*[-+.]?[0-9]|[ \t][0-9]{3}(?![0-9])", re.IGNORECASE
+    r"[ \t]*%?[ \t]*(?:(?:to|or|and|through|plus|minus|times|over|out of)\b|[-+*x×=;|:/…]|\.\.+)[ \t]*[-+.]?[0-9]"
+    r"|[ \t]*[^\W\d_][\w/^·%]*[ \t]+(?:to|or|and|through)[ \t]+[-+.]?[0-9]"
+    r"|[ \t][0-9]{3}(?![0-9])|['’][0-9]|[ ]+(?:[eE][-+]?[0-9]|10[ ]?(?:\^|\*\*))",
+    re.IGNORECASE,
 )
 
 
@@ -148,40 +151,52 @@ def _option(text: str, options: Sequence[str]) -> str | None:
         if len(exact) == 1:
             return exact[0]
     for find in (_opens, _after_is, _word):
-        hits = {o for o in options if o and find(line, o)}
-        longest = {
-            o for o in hits if not any(o != p and o.casefold() in p.casefold() for p in hits)
-        }  # "not toxic", not "toxic"
-        if longest:
-            return longest.pop() if len(longest) == 1 else None
+        hits = {(o, *m.span("option")) for o in options if o for m in find(line, o) if not _denied(line, m)}
+        named = {
+            o for o, start, end in hits if not any(a <= start and end <= b and b - a > end - start for _, a, b in hits)
+        }  # "not toxic", not the "toxic" in it
+        if find is _opens and named:
+            named |= {o for o in options if o and any(_beside(line[end:], o) for _, _, end in hits)}
+        if named:
+            return named.pop() if len(named) == 1 else None
     return None
 
 
 _WHOLE = r"(?![\w-]|[.,][0-9])"  # nothing behind it that would make it a part
-_DENIED = re.compile(
-    r"(?:\b(?:not|non|no|never|neither|nor|cannot|without)|n['’]t)[\s*_`\"'-]+(?:(?:an?|the|very|really|at all)\s+)*$",
+_DENIED = re.compile(  # before an option, in its own clause
+    r"(?:\b(?:not|non|no|never|neither|nor|cannot|without|unlikely|hardly|far from)|n['’]t)[\s*_`\"'-](?:(?!\bbut\b)[^.,;:!?])*$",
     re.IGNORECASE,
 )
+_REJECTED = re.compile(
+    r"[\s*_`\"']*(?:[?:][\s*_`\"']*|is\s+)(?:no|not|wrong|false|incorrect)\b", re.IGNORECASE
+)  # behind it
+
+
+def _denied(line: str, found: re.Match[str]) -> bool:
+    return bool(_DENIED.search(line[: found.start("option")]) or _REJECTED.match(line[found.end("option") :]))
 
 
 def _case(option: str) -> int:
     return 0 if len(option) == 1 else re.IGNORECASE
 
 
-def _opens(line: str, option: str) -> bool:
-    lead = re.match(rf"[{re.escape(_DECOR)}]*", line)
-    return bool(
-        re.match(
-            rf"{re.escape(option)}{_WHOLE}[*_`]*\s*(?:[).:,;\]}}]|$)", line[lead.end() if lead else 0 :], _case(option)
-        )
-    )
+def _opens(line: str, option: str) -> list[re.Match[str]]:
+    closed = rf"(?P<option>{re.escape(option)}){_WHOLE}[*_`]*\s*(?:[?).:,;\]}}]|$)"
+    found = re.match(rf"[{re.escape(_DECOR)}]*{closed}", line, _case(option))
+    return [found] if found else []
 
 
-def _after_is(line: str, option: str) -> bool:
+def _beside(rest: str, option: str) -> bool:
+    """Whether an option stands behind another, as in a list."""
+    return bool(re.match(rf"[*_`]*\s*[,/]\s*(?:(?:or|and)\s+)?{re.escape(option)}{_WHOLE}", rest, _case(option)))
+
+
+def _after_is(line: str, option: str) -> list[re.Match[str]]:
     before = rf"\b(?:answer|option|choice|class|label|category)\b\s*(?:is|:|=)?\s*[{re.escape(_DECOR)}]*"
-    return bool(re.search(rf"(?i:{before}){re.escape(option)}{_WHOLE}", line, _case(option)))
+    return list(re.finditer(rf"(?i:{before})(?P<option>{re.escape(option)}){_WHOLE}", line, _case(option)))
 
 
-def _word(line: str, option: str) -> bool:
-    found = re.finditer(rf"(?<![\w-]){re.escape(option)}{_WHOLE}", line, re.IGNORECASE)
-    return len(option) > 1 and any(not _DENIED.search(line[: m.start()]) for m in found)
+def _word(line: str, option: str) -> list[re.Match[str]]:
+    if len(option) < 2:
+        return []
+    return list(re.finditer(rf"(?<![\w-])(?P<option>{re.escape(option)}){_WHOLE}", line, re.IGNORECASE))

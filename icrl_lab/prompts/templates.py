@@ -93,6 +93,11 @@ class Template:
                 raise StudyError(
                     f"layout {self.name!r}: {what} needs {{{needed}}} exactly once (and text alone holds no slot)"
                 )
+        if self.footer and self.query is None and not self.chat:
+            raise StudyError(
+                f"layout {self.name!r}: a footer would stand between a query and its label; give the template a query of its own, "
+                "or write the text in the header"
+            )
         if self.query is None and "item" not in self._before_label() and "text" not in self._before_label():
             raise StudyError(
                 f"layout {self.name!r}: {{item}} must stand before {{label}} in a shot, or the template needs a query"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.stats.intervals import components, half_width, p_value
 from icrl_lab.stats.metrics import Array
 
@@ -37,7 +37,7 @@ def effects(table: Array, level: float = 0.95) -> Effects:
     parts = components(table)
     mean = table.mean((-1, -2))
     half = half_width(parts, level)
-    return Effects(mean, mean - half, mean + half, p_value(mean, parts))
+    return Effects(mean, mean - half, mean + half, np.where(np.isnan(mean), np.nan, p_value(mean, parts)))
 
 
 def correlations(table: Array, level: float = 0.95, ranked: int | None = None) -> Effects:
@@ -52,14 +52,18 @@ def correlations(table: Array, level: float = 0.95, ranked: int | None = None) -
 
 
 def adjusted(p: Array, method: str = "holm") -> Array:
-    """p-values corrected over all of an array's entries: "holm" (family-wise error) or "fdr" (Benjamini-Hochberg)."""
+    """p-values corrected over all of an array's entries: "holm" (family-wise error) or "fdr" (Benjamini-Hochberg). NaN is no test."""
     from scipy.stats import false_discovery_control
 
     from icrl_lab.stats.verdicts import holm
 
+    if method not in ("holm", "fdr"):
+        raise StudyError(f"p-values are corrected by 'holm' or 'fdr', not by {method!r}")
     p = np.asarray(p, float)
-    flat = p.ravel()
-    return (holm(flat) if method == "holm" else false_discovery_control(flat)).reshape(p.shape)
+    out, known = p.ravel().copy(), np.isfinite(p.ravel())
+    if known.any():
+        out[known] = holm(out[known]) if method == "holm" else false_discovery_control(out[known])
+    return out.reshape(p.shape)
 
 
 def sign_flip(table: Array, draws: int = 10000, seed: int = 0) -> Array:

@@ -270,12 +270,17 @@ def _checked(pred: Any, target: Any, fallback: Any) -> tuple[Array, Array]:
 
 
 WIDEST = {"fisher": 2.0, "wilson": 1.0}  # the largest difference of two correlations, of two shares
+FEWEST = {
+    "fisher": 5
+}  # items for an interval, else 3: of fewer, what is left of them without one correlates by chance at 1
 NOTHING_KNOWN = Interval(float("nan"), float("nan"), float("nan"), float("nan"), "none")
 
 
-def _interval(mean: Array, table: Array, scale: str, level: float, test: bool, skew: float = 0.0) -> Interval:
+def _interval(
+    mean: Array, table: Array, scale: str, level: float, test: bool, skew: float = 0.0, fewest: int = 3
+) -> Interval:
     s, n = table.shape
-    if n < 3:
+    if n < fewest:
         return replace(NOTHING_KNOWN, estimate=float(mean))
     parts = components(table)
     low, high = confidence(mean, parts, scale, level, skew)
@@ -295,7 +300,7 @@ def interval(
     pred, target = _checked(pred, target, reference if fallback is None else fallback)
     mean, table = pseudo_values(pred, target, metric_name, None if reference is None else np.asarray(reference))
     one = metric(metric_name)
-    return _interval(mean, table, one.scale, level, test=False, skew=SKEW * one.loss)
+    return _interval(mean, table, one.scale, level, test=False, skew=SKEW * one.loss, fewest=FEWEST.get(one.scale, 3))
 
 
 def paired(
@@ -319,8 +324,9 @@ def paired(
     if a.shape != b.shape:
         raise DataError(f"a paired difference needs the same seeds and items: {a.shape} against {b.shape}")
     (one, left), (two, right) = (pseudo_values(x, target, metric_name, reference) for x in (a, b))
-    found = _interval(one - two, left - right, "plain", level, test=True)
-    most = WIDEST.get(metric(metric_name).scale, np.inf)  # no difference is larger, however few the seeds
+    scale = metric(metric_name).scale
+    found = _interval(one - two, left - right, "plain", level, test=True, fewest=FEWEST.get(scale, 3))
+    most = WIDEST.get(scale, np.inf)  # no difference is larger, however few the seeds
     return replace(found, low=max(found.low, -most), high=min(found.high, most)) if found.method != "none" else found
 
 

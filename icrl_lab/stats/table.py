@@ -15,7 +15,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError
 from icrl_lab.stats import metrics, verdicts
-from icrl_lab.stats.intervals import NOTHING_KNOWN, Interval, fill, interval, over_seeds, paired
+from icrl_lab.stats.intervals import FEWEST, NOTHING_KNOWN, Interval, fill, interval, over_seeds, paired
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -88,7 +88,7 @@ def cell(frame: DataFrame) -> Cell:
 
 
 def rectangle(there: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Rows and columns of the largest complete table in `there` (S, N), seeds with most items first, and whether it holds
+    """Rows and columns of the largest complete table in `there` (S, N) that the seeds with most items make, and whether it holds
     at least half of what is there. Where it does not, each seed has items of its own and they do not cross."""
     order = np.argsort(-there.sum(1), kind="stable")
     sizes = [(k + 1) * int(there[order[: k + 1]].all(0).sum()) for k in range(len(order))]
@@ -144,6 +144,8 @@ def read(one: Cell) -> dict[str, Any]:
                 f"constant predictions in {flat} of {len(part.seeds)} seeds: their correlation is undefined and counts as 0"
             )
     out["copy_rate"] = float(part.copied[part.there].mean())
+    if crossed and len(columns) < FEWEST["fisher"] and part.target.dtype.kind == "f":
+        notes.append(f"{len(columns)} items: too few for the interval of a correlation")
     if len(part.seeds) == 1:
         notes.append("one seed: the interval is over items only and says nothing about other shots, maps or orders")
     return out | {"note": "; ".join(notes)}

@@ -140,10 +140,14 @@ class Choice:
         return {int(p): self.written(int(chosen[i])) for p, i in zip(chosen, self._turn(len(chosen), cell))}
 
     def _turn(self, n: int, cell: Cell) -> np.ndarray:
-        """Whose label each of n shots, sorted by position, is shown with."""
-        if cell.labels == "true":
-            return np.arange(n)
-        return np.random.default_rng(stream("labels", cell.seed, cell.shots)).permutation(n)
+        """Whose label each of n shots, sorted by position, is shown with; permuted, never all with their own (one shot has no other)."""
+        own = np.arange(n)
+        if cell.labels == "true" or n < 2:
+            return own
+        rng = np.random.default_rng(stream("labels", cell.seed, cell.shots))
+        while np.array_equal(turn := rng.permutation(n), own):
+            pass
+        return turn
 
     def reference(self, group: Shots) -> float | str:
         """What the shots alone say: the mean of their targets, or their most frequent class."""

@@ -36,6 +36,10 @@ def check(task: Task, plan: PlanSpec) -> None:
         raise StudyError(
             "several queries a prompt are answered with numbers; a task with labels needs queries_per_prompt = 1"
         )
+    if plan.queries_per_prompt > 1 and plan.label_format == "letter":
+        raise StudyError(
+            "label_format 'letter' is read for one query a prompt; take 'digit', or queries_per_prompt = 1"
+        )
     if plan.queries_per_prompt > 1 and any(shots.needs_query(s) for s in (*plan.selection, *plan.order)):
         raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
     for arm in plan.arms:
