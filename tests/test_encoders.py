@@ -189,7 +189,15 @@ def test_sound_is_mono_between_one_and_minus_one(dtype, scale, zero, tmp_path):
     pcm = np.stack([left, right], 1) * scale + zero
     wavfile.write(tmp_path / "a.wav", 100, (pcm if dtype == "f4" else np.rint(pcm)).astype(dtype))
     np.testing.assert_allclose(sound(tmp_path / "a.wav", 100), (left + right) / 2, atol=0.01)
+    np.testing.assert_allclose(sound(wavfile.read(tmp_path / "a.wav")[1][:, 0], 100), left, atol=0.01)
     assert sound(tmp_path / "a.wav", 300).shape == (150,)
+
+
+def test_whole_samples_without_a_full_scale_are_refused():
+    from icrl_lab.encoders.media import sound
+
+    with pytest.raises(DataError, match="int64 have no full scale"):
+        sound([3, -2, 1], 100)
 
 
 def test_images_from_path_array_and_object_agree(vit, tmp_path):

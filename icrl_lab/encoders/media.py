@@ -43,7 +43,10 @@ def to_image(item: Any) -> Any:
 
 
 def sound(item: Any, rate: int, array_rate: int | None = None) -> np.ndarray:
-    """(samples,) float32 at `rate` of a .wav path (channels averaged), or of a 1-d array at `array_rate`."""
+    """(samples,) float32 at `rate` of a .wav path (channels averaged), or of a 1-d array at `array_rate`.
+
+    Whole samples are fractions of their type's full scale, in a file as in an array: -1 to 1.
+    """
     if isinstance(item, (str, os.PathLike)):
         from scipy.io import wavfile
 
@@ -53,15 +56,16 @@ def sound(item: Any, rate: int, array_rate: int | None = None) -> np.ndarray:
             raise DataError(f"there is no sound file {str(item)!r}") from None
         except Exception as error:  # scipy's reader throws whatever a damaged header leads it to
             raise DataError(f"{str(item)!r} cannot be read as a .wav file: {error}") from None
-        if wave.dtype == np.uint8:  # 8-bit sound is unsigned
-            wave = (wave - 128.0) / 128.0
-        elif wave.dtype.kind == "i":
-            wave = wave / 2.0 ** (8 * wave.dtype.itemsize - 1)
-        wave = wave.mean(1) if wave.ndim == 2 else wave
     else:
         own, wave = array_rate or rate, np.asarray(item)
         if wave.ndim != 1 or wave.dtype.kind not in "iuf":
             raise DataError(f"sound is a 1-d array of samples, not {wave.dtype} of shape {wave.shape}")
+        if wave.dtype.kind in "iu" and wave.dtype.itemsize > 4:  # Python's own whole numbers: of any width
+            raise DataError(f"samples of {wave.dtype} have no full scale; give int16, int32, uint8, or fractions")
+    if wave.dtype.kind in "iu":
+        half = 2.0 ** (8 * wave.dtype.itemsize - 1)
+        wave = (wave - half * (wave.dtype.kind == "u")) / half
+    wave = wave.mean(1) if wave.ndim == 2 else wave
     if not wave.size or not np.isfinite(wave).all():
         raise DataError("the sound is empty or has a NaN or an infinity")
     if own != rate:
