@@ -214,6 +214,27 @@ def test_images_from_path_array_and_object_agree(vit, tmp_path):
             encode([bad], str(vit), ids=["x"])
 
 
+def test_an_image_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(vit, tmp_path):
+    from PIL import Image
+
+    deep = [np.random.default_rng(i).integers(0, 65536, (12, 10), np.uint16) for i in range(2)]
+    for i in range(2):
+        Image.fromarray(deep[i]).save(tmp_path / f"{i}.png")
+    items = [f for d, name in zip(deep, "01") for f in (tmp_path / f"{name}.png", Image.fromarray(d), d, d / 65535)]
+    values = encode(items, str(vit)).values
+    for same in (values[:4], values[4:]):
+        np.testing.assert_allclose(same, np.broadcast_to(same[0], same.shape), atol=1e-5)
+    assert np.abs(values[0] - values[4]).max() > 0.01
+    wide = Image.fromarray(deep[0].astype(np.int32)), Image.fromarray(deep[0].astype(np.float32))
+    wide[0].save(tmp_path / "wide.tiff")
+    for bad in (*wide, tmp_path / "wide.tiff"):
+        with pytest.raises(DataError, match=r"'x'.*0 to 65535"):
+            encode([bad], str(vit), ids=["x"])
+    np.testing.assert_array_equal(
+        encode([Image.fromarray(d.astype(np.float32) / 65535) for d in deep], str(vit)).values, values[[3, 7]]
+    )
+
+
 def test_sound_mean_is_over_valid_frames(speech, waves):
     import torch
     from transformers import AutoFeatureExtractor, AutoModel

@@ -184,7 +184,7 @@ def _framing(model: Any, pooling: str) -> int:
 
 
 def vision(folder: Path, items: Sequence[Any], ids: Sequence[str], batch_size: int, **o: Any) -> Batches:
-    """Images: paths, PIL images, or arrays (h, w) and (h, w, 3) of 0..255 or 0.0..1.0."""
+    """Images: paths, PIL images, or arrays (h, w) and (h, w, 3) of 0..255, 0..65535 (uint16) or 0.0..1.0."""
     processor = _load(folder, "AutoImageProcessor", o["trust_remote_code"])
     model, lacking = _model(folder, "vision", o)
     skip = _framing(model, o["pooling"])

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from icrl_lab.encoders.base import pixels
 from icrl_lab.errors import DataError, MissingExtra
 
 
 def to_image(item: Any) -> Any:
-    """An RGB PIL image of a path, a PIL image, or an array (h, w), (h, w, 3) of 0..255 or (floats) of 0..1."""
+    """An RGB PIL image of a path, a PIL image, or an array (h, w), (h, w, 3) of 0..255, (uint16) 0..65535 or (floats) 0..1."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -21,13 +22,15 @@ def to_image(item: Any) -> Any:
     if isinstance(item, (str, os.PathLike)):
         try:
             with Image.open(item) as image:
-                return image.convert("RGB")
+                item = pixels(image)
         except FileNotFoundError:
             raise DataError(f"there is no image file {str(item)!r}") from None
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{str(item)!r} cannot be read as an image: {error}") from None
+    elif isinstance(item, Image.Image):
+        item = pixels(item)
     if isinstance(item, Image.Image):
-        return item.convert("RGB")
+        return item
     array = np.asarray(item)
     if (
         array.dtype.kind not in "biuf"
@@ -37,8 +40,10 @@ def to_image(item: Any) -> Any:
         raise DataError(f"an image is an array (h, w) or (h, w, 3), not {array.dtype} of shape {array.shape}")
     if array.dtype.kind in "fb":
         array = array.astype(np.float64) * 255
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = array / 257
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 255):
-        raise DataError("an image's numbers are whole, 0 to 255, or fractions, 0 to 1")
+        raise DataError("an image's numbers are whole, 0 to 255 (uint16: 0 to 65535), or fractions, 0 to 1")
     return Image.fromarray(np.rint(array).astype(np.uint8)).convert("RGB")
 
 
