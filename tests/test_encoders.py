@@ -812,12 +812,13 @@ def test_files_give_back_the_vectors(some, tmp_path):
     for name in ("values", "vectors", "embeddings"):
         np.savez(tmp_path / f"{name}.npz", ids=np.array(some.ids), **{name: some.values.astype(np.float64)})
     np.savez_compressed(tmp_path / "bytes.npz", ids=np.array(some.ids, "S1"), vectors=some.values)
+    parquet(tmp_path / "coded.parquet", {"id": [i.encode() for i in some.ids], "v": some.values.tolist()})
     parquet(tmp_path / "list.parquet", {"id": list(some.ids), "v": some.values.tolist(), "y": [1] * 5})
     wide = {"x2": some.values[:, 0], "x1": some.values[:, 1], "name": list(some.ids), "x0": some.values[:, 2]}
     parquet(tmp_path / "wide.parquet", wide)
     asked = ["d", "a", "c"]
     files = sorted(tmp_path.glob("*.*"))
-    assert len(files) == 7
+    assert len(files) == 8
     for path in files:
         got = encode([None] * 3, path=path, ids=asked)
         np.testing.assert_array_equal(got.values, some.take(asked).values)
@@ -876,6 +877,7 @@ def test_several_slots_from_files(tmp_path):
     values = np.random.default_rng(2).normal(size=(4, 3, 2)).astype(np.float32)
     np.savez(tmp_path / "a.npz", ids=np.arange(4), values=values)
     parquet(tmp_path / "a.parquet", {"id": [0, 1, 2, 3], "v": values.tolist()})
+    parquet(tmp_path / "a.float.parquet", {"id": [0.0, 1.0, 2.0, 3.0], "v": values.tolist()})
     for path in tmp_path.glob("a.*"):
         np.testing.assert_array_equal(encode([None] * 4, path=path).values, values)
 

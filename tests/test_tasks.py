@@ -281,6 +281,37 @@ def test_csv_tsv_parquet_and_frame_give_equal_tasks(tmp_path):
     assert all(same(labels[0], t) for t in labels) and labels[0].options == ("test", "train")
 
 
+def test_whole_numbers_and_bytes_are_the_texts_that_a_csv_has_whatever_pandas_made_of_them(tmp_path):
+    text = "id,smiles,c,split\n5,CCO,0,train\n7,CCN,1,test\n9,CCC,,train\n,CCCC,1,test\n11,C,0,train\n13,CC,1,train\n"
+    path = put(tmp_path, text)
+    table = pd.read_csv(path)
+    assert table["id"].dtype == table["c"].dtype == float
+    table.to_parquet(tmp_path / "a.parquet")
+    coded = table.assign(**{c: [s.encode() for s in table[c]] for c in ("smiles", "split")})
+    coded.to_parquet(tmp_path / "b.parquet")
+    wanted = load_task(path, label="c", on_bad="drop")
+    assert wanted.ids == ("5", "7", "11", "13") and wanted.options == ("0", "1") and "given" in wanted.split
+    for source in (table, coded, tmp_path / "a.parquet", tmp_path / "b.parquet"):
+        assert same(load_task(source, label="c", on_bad="drop"), wanted)
+
+
+def test_a_cell_that_is_no_text_is_named():
+    for column, cell in (
+        ("smiles", np.arange(2000)),
+        ("smiles", ["CCO"]),
+        ("id", b"\xff\xfe"),
+        ("split", {"a": 1}),
+        ("c", np.arange(2)),
+    ):
+        table = frame(c=list("ab") * 5, split=["train", "test"] * 5).astype(object)
+        table.at[3, column] = cell
+        with pytest.raises(
+            DataError, match=rf"row 4 .*column '{column}': the \w+ is no text but {type(cell).__name__}"
+        ):
+            load_task(table, label="c")
+        assert [d.row for d in load_task(table, label="c", on_bad="drop").dropped] == [3]
+
+
 def test_byte_order_mark_crlf_quotes_blank_lines_and_spaces_change_nothing(tmp_path):
     plain = put(tmp_path, 'id,smiles,y\na,CCO,1.5\n"b, c",c1ccccc1,-2\nd,CCN,3\n', "plain.csv")
     odd = b'\xef\xbb\xbf id , smiles,y\r\n\r\na, CCO ,+1.5\r\n   \r\n"b, c","c1ccccc1", \xe2\x88\x922 \r\nd,CCN,"3.0"\r\n\r\n'

@@ -3,8 +3,9 @@
 The room owns reading (`tables`), which column holds what (`layouts`), what makes a row usable (`rows`), the split into
 pool and queries (`splits`) and the bundled tasks (`bundled`). It must not know of vectors, prompts or models: a Task is
 what a chemist would hand over, checked. It trades convenience for certainty: a cell is parsed by our own rule and never
-guessed, so that a table gives one and the same Task from csv, tsv, parquet or a DataFrame, or one sentence that says
-which cell stands in the way.
+guessed, so that a table gives one and the same Task from csv, tsv, parquet or a DataFrame (there a float that is whole
+is written without its point: a missing neighbour makes floats of whole numbers), or one sentence that says which cell
+stands in the way.
 """
 
 from __future__ import annotations
