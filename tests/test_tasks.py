@@ -245,6 +245,8 @@ def test_synthetic_truth_is_planted_with_the_noise_it_states_and_the_text_carrie
         (lambda: load_task(frame(), target="y", label="id"), "give one of them"),
         (lambda: load_task(frame(), target="y", n=3), "no argument 'n'"),
         (lambda: load_task(frame(), target="y", modality="molecules"), "did you mean 'molecule'"),
+        (lambda: load_task(frame(), text="y", target="y"), "'y' is both the item and its target"),
+        (lambda: load_task(frame(), label="smiles"), "'smiles' is both the item and its label"),
     ],
 )
 def test_wrong_arguments_are_study_errors(call, words):

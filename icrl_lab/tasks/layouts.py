@@ -99,6 +99,9 @@ def columns_of(
     for name in (text, target, label, id, split):
         if name is not None:
             _check(table, name)
+    if text in (target, label):
+        what = "target" if text == target else "label"
+        raise StudyError(f"{table.name}: column {text!r} is both the item and its {what}; name another with text=...")
     known = layout is not None and target == layout.target
     units, property = (layout.units, layout.property) if layout and known else ("", "")
     if layout and known and layout.name == "TDC":
