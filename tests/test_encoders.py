@@ -873,6 +873,19 @@ def test_an_item_without_a_vector_in_a_file_is_refused_by_its_id(kind, tmp_path)
     assert not isinstance(caught.value, ItemError)
 
 
+@pytest.mark.parametrize("cell", [None, [], [1.0], [1.0, 2.0, 3.0, 4.0], [1.0, None, 2.0]])
+@pytest.mark.parametrize("row", [0, 3])
+def test_a_list_that_does_not_fit_is_of_one_item_that_a_study_can_leave_out(cell, row, tmp_path):
+    ids, lists = [f"m{i}" for i in range(5)], np.random.default_rng(0).normal(size=(5, 3)).tolist()
+    lists[row] = cell
+    parquet(tmp_path / "v.parquet", {"id": ids, "v": lists})
+    with pytest.raises(ItemError, match=f"'m{row}'") as caught:
+        encode([None] * 5, path=tmp_path / "v.parquet", ids=ids)
+    assert caught.value.item == f"m{row}"
+    others = [name for name in ids if name != f"m{row}"]
+    assert encode([None] * 4, path=tmp_path / "v.parquet", ids=others).values.shape == (4, 3)
+
+
 def test_several_slots_from_files(tmp_path):
     values = np.random.default_rng(2).normal(size=(4, 3, 2)).astype(np.float32)
     np.savez(tmp_path / "a.npz", ids=np.arange(4), values=values)
@@ -916,6 +929,8 @@ def test_files_that_will_not_do(some, tmp_path):
     refuse("'c' has no value in column 'x'", parquet(table, {"id": names, "x": [1.0, 2.0, None, 3.0, 4.0]}))
     refuse("row 2 has no id", parquet(table, {"id": ["a", "b", None, "d", "e"], "x": [1.0] * 5}))
     refuse("several columns of lists", parquet(table, {"id": names, "v": good, "w": good}))
+    refuse("'v' holds lists", parquet(table, {"id": names, "u": [1.0] * 5, "v": good}), columns=["u", "v"])
+    refuse("lists are empty", parquet(table, {"id": names, "v": [[]] * 4 + [None]}))
     refuse("no column 'u'", parquet(table, {"id": names, "v": good}), columns=["u"])
     refuse("no column of numbers", parquet(table, {"id": names}))
     refuse("does not hold numbers", parquet(table, {"id": names, "s": names, "x": [1] * 5}), columns=["x", "s"])

@@ -129,6 +129,10 @@ def _parquet(
     lists = [n for n in columns or kinds if n != id_column and _is_list(kinds[n])]
     if len(lists) > 1:
         raise DataError(f"it has several columns of lists, {lists}; name one: columns=[{lists[0]!r}]")
+    if lists and len(columns or lists) > 1:
+        raise DataError(
+            f"column {lists[0]!r} holds lists and others of columns={list(columns or ())} do not; name it alone"
+        )
     if lists:
         return _from_lists(table[lists[0]], ids), tuple(ids), None
     number = lambda t: types.is_floating(t) or types.is_integer(t) or types.is_boolean(t)  # noqa: E731
@@ -172,14 +176,19 @@ def _from_lists(column: Any, ids: Sequence[str]) -> np.ndarray:
 
         cells = pa.concat_arrays(cells.chunks)
     while _is_list(cells.type):
-        lengths = cells.value_lengths().to_numpy(zero_copy_only=False)
-        odd = np.flatnonzero(~(lengths == lengths[0])) if len(lengths) else np.empty(0, int)
-        if odd.size or not len(lengths) or not lengths[0] > 0:
-            row = int(odd[0] if odd.size else 0) * len(ids) // max(len(lengths), 1)
-            raise DataError(f"the list of item {ids[row]!r} is empty or not as long as the first" if ids else "no rows")
-        shape.append(int(lengths[0]))
+        lengths = np.nan_to_num(cells.value_lengths().to_numpy(zero_copy_only=False)).astype(int)
+        if not lengths.any():
+            raise DataError("its lists are empty" if ids else "no rows")
+        usual = (
+            int(np.bincount(lengths)[1:].argmax()) + 1
+        )  # most are of this length, so that the first may be the odd one
+        if (lengths != usual).any():
+            name = ids[int(np.argmax(lengths != usual)) * len(ids) // len(lengths)]
+            raise ItemError(name, f"the list of item {name!r} is empty or not as long as most, {usual}")
+        shape.append(usual)
         cells = cells.flatten()
     if cells.null_count:
         per_item = int(np.prod(shape[1:]))
-        raise DataError(f"item {ids[cells.is_null().to_pylist().index(True) // per_item]!r} has a gap in its list")
+        name = ids[cells.is_null().to_pylist().index(True) // per_item]
+        raise ItemError(name, f"item {name!r} has a gap in its list")
     return cells.to_numpy(zero_copy_only=False).reshape(shape)
