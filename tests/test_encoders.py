@@ -945,6 +945,26 @@ def test_a_target_among_the_vectors_is_seen(tmp_path):
         encode(task, path=tmp_path / "v.npz")
 
 
+@pytest.mark.parametrize("classes", [("no", "yes"), ("0", "1", "2")])
+def test_a_class_among_the_vectors_is_seen_under_any_names_and_a_feature_is_none(classes, tmp_path):
+    rng, n = np.random.default_rng(3), 12
+    code = np.arange(n) % len(classes)
+    ids, labels = tuple(f"m{i}" for i in range(n)), tuple(classes[c] for c in code)
+    task = Task("t", ids, ids, None, None, labels, "", "p", "text", np.arange(6), np.arange(6, n))
+    features = rng.normal(size=(n, 4))
+    for names in (code, 5.0 - code, np.array([3, 9, -1])[code]):
+        parquet(tmp_path / "v.parquet", {"id": ids, "c": names, **{f"f{j}": features[:, j] for j in range(4)}})
+        with pytest.raises(DataError, match="column 0 of the vectors is the class itself"):
+            encode(task, path=tmp_path / "v.parquet")
+    parted = np.where(np.arange(n) == 0, 7, code)  # but for one item
+    many = rng.integers(0, 2, (n, 4096))  # some bit of so many parts twelve items as any classes do
+    for values in (features, np.column_stack([features, np.ones(n), parted]), many):
+        np.savez(tmp_path / "v.npz", ids=np.array(ids), values=values)
+        assert encode(task, path=tmp_path / "v.npz").width == values.shape[1]
+    few = Task("t", ids[:2], ids[:2], None, None, labels[:2], "", "p", "text", [0], [1])
+    assert len(encode(few, path=tmp_path / "v.npz")) == 2
+
+
 @fuzz
 @given(data=st.data())
 def test_cut_files_are_refused(data, tmp_path):
