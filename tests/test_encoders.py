@@ -771,6 +771,17 @@ def test_cache_that_cannot_be_written_costs_a_warning(monkeypatch, tmp_path):
         assert encode(SMILES, "morgan").values.shape == (7, 2048)
 
 
+def test_a_cache_folder_that_cannot_be_made_costs_a_warning(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ICRL_LAB_CACHE", str(tmp_path / "file"))
+    with (
+        pytest.warns(UserWarning, match="vectors are not cached"),
+        pytest.warns(UserWarning, match="be read .*set ICRL_LAB"),
+    ):
+        values = encode(SMILES, "morgan").values
+    np.testing.assert_array_equal(values, encode(SMILES, "morgan", cache=False).values)
+
+
 def test_warm_cache_is_light():
     items = ["C" * n for n in range(1, 643)]
     space = encode(["C"], "morgan").space
