@@ -652,10 +652,9 @@ def test_several_slots_map_each_by_itself(pool, tokens):
     np.testing.assert_allclose(out.values[:, 1], single.values, atol=1e-5)
 
 
-def test_two_kinds_of_vectors_get_a_map_each_and_stack(pool, tokens):
+def test_two_kinds_of_vectors_are_mapped_each_by_its_own_map_and_stack(pool, tokens):
     other = Vectors(pool.values[::-1, :7], pool.ids[::-1], "protein/1")
-    first, second = maps.fit_each("wide-random", [pool, other], tokens, seed=2, slot_scale=1.0)
-    assert (first.source, second.source) == ("fm/1", "protein/1")
+    first, second = (maps.fit("wide-random", kind, tokens, seed=2, slot_scale=1.0) for kind in (pool, other))
     both = maps.stack_slots([maps.apply(first, pool), maps.apply(second, other)])
     assert both.values.shape == (N, 2, D) and both.ids == pool.ids
     np.testing.assert_array_equal(both.values[:, 1], maps.apply(second, other).values[::-1])

@@ -36,7 +36,6 @@ __all__ = [
     "Tokens",
     "apply",
     "fit",
-    "fit_each",
     "hash_vectors",
     "label_rows",
     "pca_text",
@@ -116,7 +115,7 @@ def fit(
 ) -> SlotMap:
     """Fit the map `name` on the pool and freeze it.
 
-    pool           (n, d_fm), or (n, slots, d_fm): then one map for all slots (`fit_each` fits one for each kind)
+    pool           (n, d_fm), or (n, slots, d_fm): then one map for all slots
     tokens         what of the model it may see; the target space is tokens.space
     slot_scale     the norm of every slot, relative to the mean norm of a token embedding; None leaves norms alone
     row_normalise  give each row the mean and the variance that a token embedding has on average, before slot_scale
@@ -177,13 +176,6 @@ def apply(slot_map: SlotMap, vectors: Vectors) -> Vectors:
     out = out.reshape(len(vectors), -1, out.shape[-1])
     one = out.shape[1] == 1 and vectors.values.ndim == 2
     return Vectors(out[:, 0] if one else out, vectors.ids, slot_map.target)
-
-
-def fit_each(
-    name: str, pools: Sequence[Vectors], tokens: Tokens, *, seed: int = 0, **options: Any
-) -> tuple[SlotMap, ...]:
-    """One map of the same name for each kind of vector an item has (drug and target, layers), seeds seed, seed + 1, ..."""
-    return tuple(fit(name, pool, tokens, seed=seed + i, **options) for i, pool in enumerate(pools))
 
 
 def stack_slots(kinds: Sequence[Vectors]) -> Vectors:
