@@ -607,6 +607,9 @@ def test_wrong_kind_of_item_and_unknown_names():
         encode(SMILES, "minimoll")
     with pytest.raises(StudyError, match="'morgan' has no option 'nbits'; did you mean 'bits'"):
         encode(SMILES, "morgan", nbits=3)
+    for option in ({"radius": -1}, {"radius": 2**40}, {"bits": 0}, {"bits": 2**40}, {"counts": "no"}, {"chirality": 1}):
+        with pytest.raises(StudyError, match=f"'morgan': {next(iter(option))} must be"):
+            encode(SMILES, "morgan", **option)
     with pytest.raises(StudyError, match="'raw' has no option 'radius'; it takes none"):
         encode(digits, "raw", radius=3)
     with pytest.raises(StudyError, match="bring"):
@@ -1050,6 +1053,9 @@ def test_repeat_and_stack(some):
     assert both.values.shape == (5, 5, 3) and both.space == "theirs/1 + other + theirs/1"
     np.testing.assert_array_equal(both.values[:, 1], 2 * some.values)  # by id, not by row
     assert encoders.stack(some, some).space == some.space
+    for times in (0, -1, 1.5, True):
+        with pytest.raises(StudyError, match="times must be"):
+            encoders.repeat(some, times)
     with pytest.raises(DataError, match="different widths"):
         encoders.stack(some, Vectors(np.ones((5, 2)), some.ids, "narrow"))
     with pytest.raises(DataError, match="same items"):

@@ -676,6 +676,21 @@ def test_an_impossible_value_of_an_option_is_refused_by_its_name(name, option, p
         fitted(name, pool, tokens, **option)
 
 
+@pytest.mark.parametrize(
+    "argument",
+    [{"slot_scale": "a"}, {"slot_scale": 0}, {"slot_scale": True}, {"seed": -1}, {"seed": 1.5}, {"seed": None}],
+)
+def test_an_impossible_argument_is_refused_by_its_name(argument, pool, tokens):
+    with pytest.raises(StudyError, match=next(iter(argument))):
+        maps.fit("random-projection", pool, tokens, **argument)
+
+
+@pytest.mark.parametrize("shape", [(N, 1, D), (N, 2, D), (N, D - 1)])
+def test_rows_of_labels_of_another_shape_are_refused(shape, pool, tokens):
+    with pytest.raises(DataError, match=f"one row of {D} numbers"):
+        maps.fit("ridge", pool, tokens, labels=Vectors(np.ones(shape), pool.ids, tokens.space))
+
+
 @pytest.mark.parametrize("dims", [0, -1, 2.5])
 def test_a_string_of_no_component_is_refused(dims, pool):
     with pytest.raises(StudyError, match="dims"):

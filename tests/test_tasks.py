@@ -729,6 +729,8 @@ def test_a_synthetic_task_of_what_is_no_number_is_a_sentence(options):
 def test_a_query_fraction_that_is_no_number_is_a_sentence():
     with pytest.raises(StudyError, match="query_fraction"):
         load_task("synthetic", query_fraction="0.5")
+    with pytest.raises(StudyError, match="query_fraction"):  # also where the split is given
+        load_task(frame(split=["train", "test"] * 5), target="y", query_fraction=7)
 
 
 def test_a_row_left_out_is_told_as_the_user_counts(tmp_path):
