@@ -577,6 +577,18 @@ def test_an_item_that_is_refused_is_told_by_its_id(bert, vit, tmp_path):
         assert error.value.item == "bad" and "\n" not in str(error.value)
 
 
+def test_items_that_are_refused_together_are_told_together(bert, tmp_path):
+    long = " ".join("abcdefgh" * 2)
+    with pytest.raises(ItemError) as error:
+        encode(["a", long, "b", "", long + " a"], str(bert), ids=list("vwxyz"))
+    assert list(error.value.reasons) == ["w", "y", "z"] and error.value.reasons["w"] == str(error.value)
+    assert all(f"item {name!r}" in why for name, why in error.value.reasons.items())
+    np.savez(tmp_path / "v.npz", ids=np.array(["x", "z"]), values=np.eye(2))
+    with pytest.raises(ItemError, match="2 of 3 items") as error:
+        encode([None] * 3, path=tmp_path / "v.npz", ids=list("wxy"))
+    assert list(error.value.reasons) == ["w", "y"]
+
+
 @pytest.mark.parametrize("name", ["morgan", pytest.param("minimol", marks=pytest.mark.real)])
 @pytest.mark.parametrize("bad", ["C1CC", "not a molecule", ""])
 def test_bad_molecule_is_named(name, bad, capfd):

@@ -166,7 +166,8 @@ def _from_file(path: str | Path, names: Sequence[str], options: dict[str, Any], 
     except DataError as error:
         held = set(vectors.ids)
         lacks = [name for name in names if name not in held]
-        raise ItemError(lacks[0], f"{path}: {error}") from None
+        reasons = {name: f"{path}: item {name!r} has no vector in it" for name in lacks}
+        raise ItemError(lacks[0], f"{path}: {error}", reasons) from None
     if task is not None:
         same, what = _answers(vectors.values.reshape(len(names), -1), task)
         if same.any():
