@@ -59,8 +59,8 @@ def _shuffled(vectors: Vectors, seed: int, tokens: Tokens | None) -> np.ndarray:
 def _noise(vectors: Vectors, seed: int, tokens: Tokens | None) -> np.ndarray:
     """A Gaussian draw for each item, with the mean and the full covariance of all slots of an item together.
 
-    The draws get the norms of the real vectors by rank, slot by slot: the longest draw the largest norm. So no item
-    keeps its own norm, and the set of norms is the real one.
+    The draws get the norms of the real vectors by rank, slot by slot: the longest draw the largest norm. So an item's norm
+    is given by the rank of its draw and says nothing of its own, and the set of norms is the real one.
     """
     _several(vectors, "noise")
     rng, n = np.random.default_rng([seed, 12]), len(vectors)

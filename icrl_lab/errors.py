@@ -7,6 +7,8 @@ package decides on a status.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class IcrlError(Exception):
     """Base of every error the lab raises on purpose. `exit_status` is what the command line returns."""
@@ -31,11 +33,14 @@ class DataError(IcrlError):
 
 
 class ItemError(DataError):
-    """One item that an encoder or a model cannot take; `item` is its id. A study that leaves out what is bad goes on without it."""
+    """One item that an encoder or a model cannot take; `item` is its id. A study that leaves out what is bad goes on without it.
 
-    def __init__(self, item: str, sentence: str) -> None:
+    reasons  id -> sentence of every item that is known to be refused, so that all can be left out at once; `item` is the first
+    """
+
+    def __init__(self, item: str, sentence: str, reasons: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
-        self.item = item
+        self.item, self.reasons = item, dict(reasons or {item: sentence})
 
 
 class ModelError(IcrlError):

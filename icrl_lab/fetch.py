@@ -191,6 +191,12 @@ def _bar(label: str, total: int, initial: int, progress: bool):
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process, so a killed one leaves none."""
-    with open(lock, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            handle = stack.enter_context(open(lock, "w"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ModelError(
+                f"{lock} cannot be locked ({error.strerror}); set ICRL_LAB_CACHE to a folder of yours"
+            ) from error
         yield

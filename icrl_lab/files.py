@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 
 from icrl_lab.errors import DataError
 
@@ -18,10 +19,8 @@ from icrl_lab.errors import DataError
 def cache_dir(*parts: str) -> Path:
     """The lab's folder in the user's cache (`ICRL_LAB_CACHE`, else `XDG_CACHE_HOME`, else ~/.cache), made if missing; DataError where
     it cannot be made. An empty variable is as good as none."""
-    root = os.environ.get("ICRL_LAB_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "icrl_lab"
-    )
-    path = Path(root, *parts)
+    root = os.environ.get("ICRL_LAB_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "icrl_lab")
+    path = Path(os.path.expanduser(root), *parts)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,7 +35,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on any exception."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")  # of this thread alone
     try:
         yield part
         with open(part, "rb") as written:

@@ -604,6 +604,8 @@ def test_the_cache_is_where_the_environment_says_and_an_empty_word_says_nothing(
     assert cache_dir() == tmp_path / ".cache" / "icrl_lab"
     monkeypatch.setenv(variable, str(tmp_path / "here"))
     assert cache_dir("a") == tmp_path / "here" / below / "a" and cache_dir("a").is_dir()
+    monkeypatch.setenv(variable, "~/there")
+    assert cache_dir() == tmp_path / "there" / below
 
 
 def test_doctor_says_that_there_can_be_no_cache(run, light, monkeypatch, tmp_path):

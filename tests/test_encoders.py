@@ -189,7 +189,15 @@ def test_sound_is_mono_between_one_and_minus_one(dtype, scale, zero, tmp_path):
     pcm = np.stack([left, right], 1) * scale + zero
     wavfile.write(tmp_path / "a.wav", 100, (pcm if dtype == "f4" else np.rint(pcm)).astype(dtype))
     np.testing.assert_allclose(sound(tmp_path / "a.wav", 100), (left + right) / 2, atol=0.01)
+    np.testing.assert_allclose(sound(wavfile.read(tmp_path / "a.wav")[1][:, 0], 100), left, atol=0.01)
     assert sound(tmp_path / "a.wav", 300).shape == (150,)
+
+
+def test_whole_samples_without_a_full_scale_are_refused():
+    from icrl_lab.encoders.media import sound
+
+    with pytest.raises(DataError, match="int64 have no full scale"):
+        sound([3, -2, 1], 100)
 
 
 def test_images_from_path_array_and_object_agree(vit, tmp_path):
@@ -204,6 +212,27 @@ def test_images_from_path_array_and_object_agree(vit, tmp_path):
     for bad in (tmp_path / "b.png", tmp_path / "a.npy", pixels[:, 0, 0], pixels * 2.5, "a dog"):
         with pytest.raises(DataError, match="'x'"):
             encode([bad], str(vit), ids=["x"])
+
+
+def test_an_image_of_more_than_eight_bits_is_scaled_or_refused_and_never_clipped(vit, tmp_path):
+    from PIL import Image
+
+    deep = [np.random.default_rng(i).integers(0, 65536, (12, 10), np.uint16) for i in range(2)]
+    for i in range(2):
+        Image.fromarray(deep[i]).save(tmp_path / f"{i}.png")
+    items = [f for d, name in zip(deep, "01") for f in (tmp_path / f"{name}.png", Image.fromarray(d), d, d / 65535)]
+    values = encode(items, str(vit)).values
+    for same in (values[:4], values[4:]):
+        np.testing.assert_allclose(same, np.broadcast_to(same[0], same.shape), atol=1e-5)
+    assert np.abs(values[0] - values[4]).max() > 0.01
+    wide = Image.fromarray(deep[0].astype(np.int32)), Image.fromarray(deep[0].astype(np.float32))
+    wide[0].save(tmp_path / "wide.tiff")
+    for bad in (*wide, tmp_path / "wide.tiff"):
+        with pytest.raises(DataError, match=r"'x'.*0 to 65535"):
+            encode([bad], str(vit), ids=["x"])
+    np.testing.assert_array_equal(
+        encode([Image.fromarray(d.astype(np.float32) / 65535) for d in deep], str(vit)).values, values[[3, 7]]
+    )
 
 
 def test_sound_mean_is_over_valid_frames(speech, waves):
@@ -548,6 +577,18 @@ def test_an_item_that_is_refused_is_told_by_its_id(bert, vit, tmp_path):
         assert error.value.item == "bad" and "\n" not in str(error.value)
 
 
+def test_items_that_are_refused_together_are_told_together(bert, tmp_path):
+    long = " ".join("abcdefgh" * 2)
+    with pytest.raises(ItemError) as error:
+        encode(["a", long, "b", "", long + " a"], str(bert), ids=list("vwxyz"))
+    assert list(error.value.reasons) == ["w", "y", "z"] and error.value.reasons["w"] == str(error.value)
+    assert all(f"item {name!r}" in why for name, why in error.value.reasons.items())
+    np.savez(tmp_path / "v.npz", ids=np.array(["x", "z"]), values=np.eye(2))
+    with pytest.raises(ItemError, match="2 of 3 items") as error:
+        encode([None] * 3, path=tmp_path / "v.npz", ids=list("wxy"))
+    assert list(error.value.reasons) == ["w", "y"]
+
+
 @pytest.mark.parametrize("name", ["morgan", pytest.param("minimol", marks=pytest.mark.real)])
 @pytest.mark.parametrize("bad", ["C1CC", "not a molecule", ""])
 def test_bad_molecule_is_named(name, bad, capfd):
@@ -578,6 +619,9 @@ def test_wrong_kind_of_item_and_unknown_names():
         encode(SMILES, "minimoll")
     with pytest.raises(StudyError, match="'morgan' has no option 'nbits'; did you mean 'bits'"):
         encode(SMILES, "morgan", nbits=3)
+    for option in ({"radius": -1}, {"radius": 2**40}, {"bits": 0}, {"bits": 2**40}, {"counts": "no"}, {"chirality": 1}):
+        with pytest.raises(StudyError, match=f"'morgan': {next(iter(option))} must be"):
+            encode(SMILES, "morgan", **option)
     with pytest.raises(StudyError, match="'raw' has no option 'radius'; it takes none"):
         encode(digits, "raw", radius=3)
     with pytest.raises(StudyError, match="bring"):
@@ -742,6 +786,17 @@ def test_cache_that_cannot_be_written_costs_a_warning(monkeypatch, tmp_path):
         assert encode(SMILES, "morgan").values.shape == (7, 2048)
 
 
+def test_a_cache_folder_that_cannot_be_made_costs_a_warning(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ICRL_LAB_CACHE", str(tmp_path / "file"))
+    with (
+        pytest.warns(UserWarning, match="vectors are not cached"),
+        pytest.warns(UserWarning, match="be read .*set ICRL_LAB"),
+    ):
+        values = encode(SMILES, "morgan").values
+    np.testing.assert_array_equal(values, encode(SMILES, "morgan", cache=False).values)
+
+
 def test_warm_cache_is_light():
     items = ["C" * n for n in range(1, 643)]
     space = encode(["C"], "morgan").space
@@ -783,12 +838,13 @@ def test_files_give_back_the_vectors(some, tmp_path):
     for name in ("values", "vectors", "embeddings"):
         np.savez(tmp_path / f"{name}.npz", ids=np.array(some.ids), **{name: some.values.astype(np.float64)})
     np.savez_compressed(tmp_path / "bytes.npz", ids=np.array(some.ids, "S1"), vectors=some.values)
+    parquet(tmp_path / "coded.parquet", {"id": [i.encode() for i in some.ids], "v": some.values.tolist()})
     parquet(tmp_path / "list.parquet", {"id": list(some.ids), "v": some.values.tolist(), "y": [1] * 5})
     wide = {"x2": some.values[:, 0], "x1": some.values[:, 1], "name": list(some.ids), "x0": some.values[:, 2]}
     parquet(tmp_path / "wide.parquet", wide)
     asked = ["d", "a", "c"]
     files = sorted(tmp_path.glob("*.*"))
-    assert len(files) == 7
+    assert len(files) == 8
     for path in files:
         got = encode([None] * 3, path=path, ids=asked)
         np.testing.assert_array_equal(got.values, some.take(asked).values)
@@ -843,10 +899,24 @@ def test_an_item_without_a_vector_in_a_file_is_refused_by_its_id(kind, tmp_path)
     assert not isinstance(caught.value, ItemError)
 
 
+@pytest.mark.parametrize("cell", [None, [], [1.0], [1.0, 2.0, 3.0, 4.0], [1.0, None, 2.0]])
+@pytest.mark.parametrize("row", [0, 3])
+def test_a_list_that_does_not_fit_is_of_one_item_that_a_study_can_leave_out(cell, row, tmp_path):
+    ids, lists = [f"m{i}" for i in range(5)], np.random.default_rng(0).normal(size=(5, 3)).tolist()
+    lists[row] = cell
+    parquet(tmp_path / "v.parquet", {"id": ids, "v": lists})
+    with pytest.raises(ItemError, match=f"'m{row}'") as caught:
+        encode([None] * 5, path=tmp_path / "v.parquet", ids=ids)
+    assert caught.value.item == f"m{row}"
+    others = [name for name in ids if name != f"m{row}"]
+    assert encode([None] * 4, path=tmp_path / "v.parquet", ids=others).values.shape == (4, 3)
+
+
 def test_several_slots_from_files(tmp_path):
     values = np.random.default_rng(2).normal(size=(4, 3, 2)).astype(np.float32)
     np.savez(tmp_path / "a.npz", ids=np.arange(4), values=values)
     parquet(tmp_path / "a.parquet", {"id": [0, 1, 2, 3], "v": values.tolist()})
+    parquet(tmp_path / "a.float.parquet", {"id": [0.0, 1.0, 2.0, 3.0], "v": values.tolist()})
     for path in tmp_path.glob("a.*"):
         np.testing.assert_array_equal(encode([None] * 4, path=path).values, values)
 
@@ -885,6 +955,8 @@ def test_files_that_will_not_do(some, tmp_path):
     refuse("'c' has no value in column 'x'", parquet(table, {"id": names, "x": [1.0, 2.0, None, 3.0, 4.0]}))
     refuse("row 2 has no id", parquet(table, {"id": ["a", "b", None, "d", "e"], "x": [1.0] * 5}))
     refuse("several columns of lists", parquet(table, {"id": names, "v": good, "w": good}))
+    refuse("'v' holds lists", parquet(table, {"id": names, "u": [1.0] * 5, "v": good}), columns=["u", "v"])
+    refuse("lists are empty", parquet(table, {"id": names, "v": [[]] * 4 + [None]}))
     refuse("no column 'u'", parquet(table, {"id": names, "v": good}), columns=["u"])
     refuse("no column of numbers", parquet(table, {"id": names}))
     refuse("does not hold numbers", parquet(table, {"id": names, "s": names, "x": [1] * 5}), columns=["x", "s"])
@@ -897,6 +969,26 @@ def test_a_target_among_the_vectors_is_seen(tmp_path):
     np.savez(tmp_path / "v.npz", ids=np.array(task.ids), values=np.column_stack([rng.normal(size=4), y]))
     with pytest.raises(DataError, match="column 1 of the vectors is the target itself"):
         encode(task, path=tmp_path / "v.npz")
+
+
+@pytest.mark.parametrize("classes", [("no", "yes"), ("0", "1", "2")])
+def test_a_class_among_the_vectors_is_seen_under_any_names_and_a_feature_is_none(classes, tmp_path):
+    rng, n = np.random.default_rng(3), 12
+    code = np.arange(n) % len(classes)
+    ids, labels = tuple(f"m{i}" for i in range(n)), tuple(classes[c] for c in code)
+    task = Task("t", ids, ids, None, None, labels, "", "p", "text", np.arange(6), np.arange(6, n))
+    features = rng.normal(size=(n, 4))
+    for names in (code, 5.0 - code, np.array([3, 9, -1])[code]):
+        parquet(tmp_path / "v.parquet", {"id": ids, "c": names, **{f"f{j}": features[:, j] for j in range(4)}})
+        with pytest.raises(DataError, match="column 0 of the vectors is the class itself"):
+            encode(task, path=tmp_path / "v.parquet")
+    parted = np.where(np.arange(n) == 0, 7, code)  # but for one item
+    many = rng.integers(0, 2, (n, 4096))  # some bit of so many parts twelve items as any classes do
+    for values in (features, np.column_stack([features, np.ones(n), parted]), many):
+        np.savez(tmp_path / "v.npz", ids=np.array(ids), values=values)
+        assert encode(task, path=tmp_path / "v.npz").width == values.shape[1]
+    few = Task("t", ids[:2], ids[:2], None, None, labels[:2], "", "p", "text", [0], [1])
+    assert len(encode(few, path=tmp_path / "v.npz")) == 2
 
 
 @fuzz
@@ -973,6 +1065,9 @@ def test_repeat_and_stack(some):
     assert both.values.shape == (5, 5, 3) and both.space == "theirs/1 + other + theirs/1"
     np.testing.assert_array_equal(both.values[:, 1], 2 * some.values)  # by id, not by row
     assert encoders.stack(some, some).space == some.space
+    for times in (0, -1, 1.5, True):
+        with pytest.raises(StudyError, match="times must be"):
+            encoders.repeat(some, times)
     with pytest.raises(DataError, match="different widths"):
         encoders.stack(some, Vectors(np.ones((5, 2)), some.ids, "narrow"))
     with pytest.raises(DataError, match="same items"):

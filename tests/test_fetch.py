@@ -211,3 +211,13 @@ def test_a_model_under_terms_is_fetched_after_they_are_accepted(index, monkeypat
     assert not index.asked
     monkeypatch.setenv("ICRL_LAB_ACCEPT_TERMS", "other,toy")
     assert fetch.gguf("toy").is_file()
+
+
+def test_a_lock_that_cannot_be_had_is_a_sentence_and_what_goes_wrong_inside_is_not_its_doing(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(ModelError, match=r"lock cannot be locked \(Is a directory\); set ICRL_LAB_CACHE"):
+        with fetch.alone(tmp_path / "lock"):
+            pass
+    with pytest.raises(FileNotFoundError):
+        with fetch.alone(tmp_path / "other"):
+            open(tmp_path / "none")

@@ -374,3 +374,29 @@ def test_the_manifest_is_json_that_names_every_file(tmp_path):
     assert set(manifest["files"]) == on_disk - {".lock", "cells.journal", "manifest.json"}
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
     assert len(RunFolder.read(tmp_path / "moved").predictions) == 9  # a run folder may be moved
+
+
+def test_two_threads_that_write_one_file_write_it_whole(tmp_path):
+    from threading import Barrier, Thread
+
+    from icrl_lab.files import atomic
+
+    both, failed = Barrier(2), []
+
+    def put(letter):
+        try:
+            with atomic(tmp_path / "a") as part:
+                part.write_text(letter * 9)
+                both.wait(5)
+                assert part.read_text() == letter * 9
+                both.wait(5)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [Thread(target=put, args=(letter,)) for letter in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and (tmp_path / "a").read_text() in ("a" * 9, "b" * 9)
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]

@@ -652,10 +652,9 @@ def test_several_slots_map_each_by_itself(pool, tokens):
     np.testing.assert_allclose(out.values[:, 1], single.values, atol=1e-5)
 
 
-def test_two_kinds_of_vectors_get_a_map_each_and_stack(pool, tokens):
+def test_two_kinds_of_vectors_are_mapped_each_by_its_own_map_and_stack(pool, tokens):
     other = Vectors(pool.values[::-1, :7], pool.ids[::-1], "protein/1")
-    first, second = maps.fit_each("wide-random", [pool, other], tokens, seed=2, slot_scale=1.0)
-    assert (first.source, second.source) == ("fm/1", "protein/1")
+    first, second = (maps.fit("wide-random", kind, tokens, seed=2, slot_scale=1.0) for kind in (pool, other))
     both = maps.stack_slots([maps.apply(first, pool), maps.apply(second, other)])
     assert both.values.shape == (N, 2, D) and both.ids == pool.ids
     np.testing.assert_array_equal(both.values[:, 1], maps.apply(second, other).values[::-1])
@@ -675,6 +674,21 @@ def test_two_kinds_of_vectors_get_a_map_each_and_stack(pool, tokens):
 def test_an_impossible_value_of_an_option_is_refused_by_its_name(name, option, pool, tokens):
     with pytest.raises(StudyError, match=next(iter(option))):
         fitted(name, pool, tokens, **option)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [{"slot_scale": "a"}, {"slot_scale": 0}, {"slot_scale": True}, {"seed": -1}, {"seed": 1.5}, {"seed": None}],
+)
+def test_an_impossible_argument_is_refused_by_its_name(argument, pool, tokens):
+    with pytest.raises(StudyError, match=next(iter(argument))):
+        maps.fit("random-projection", pool, tokens, **argument)
+
+
+@pytest.mark.parametrize("shape", [(N, 1, D), (N, 2, D), (N, D - 1)])
+def test_rows_of_labels_of_another_shape_are_refused(shape, pool, tokens):
+    with pytest.raises(DataError, match=f"one row of {D} numbers"):
+        maps.fit("ridge", pool, tokens, labels=Vectors(np.ones(shape), pool.ids, tokens.space))
 
 
 @pytest.mark.parametrize("dims", [0, -1, 2.5])

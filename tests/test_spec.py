@@ -248,6 +248,7 @@ def test_a_mistake_names_the_line_the_key_and_the_nearest_name(tmp_path, line, s
         ('[task]\npath = "a.csv"\ntarget = "a"\nlabel = "b"\n', 4, "both target"),
         ('[task]\npath = ""\n', 2, "path must be a string that is not empty, not ''"),
         ('[task]\npath = "a.csv"\non_bad = "ignore"\n', 3, "on_bad must be one of error, drop, not 'ignore'"),
+        ('[task]\npath = "a.csv"\nmodality = "molecules"\n', 3, "modality has an unknown name 'molecules'; did you mean 'molecule'?"),
         ('[task]\npath = "a.csv"\nquery_fraction = 1.0\n', 3, "query_fraction must be a number between 0 and 1, not 1.0"),
         ('[task]\nname = "synthetic"\noptions = {nose = 1}\n', 3, "did you mean 'noise'?"),
         (SMALL + '[encoder]\nname = "minimal"\n', 4, "did you mean 'minimol'?"),

@@ -492,6 +492,18 @@ def test_what_cannot_be_is_refused_before_anything_runs(task, vectors, llm):
         Study(long, vectors, llm, **PLAN).run(progress=False)
 
 
+def test_items_that_are_refused_together_are_left_out_in_one_pass(task, llm):
+    from icrl_lab.studies.run import _fits, _taken
+
+    fields = {k: getattr(task, k) for k in task.__dataclass_fields__}
+    texts = tuple("ab " * 400 + t if i % 2 else t for i, t in enumerate(task.text))
+    passes = []
+    left, _ = _taken(Task(**{**fields, "text": texts}), "drop", lambda t: (passes.append(t), _fits(t, llm)))
+    assert left.ids == task.ids[::2] and len(passes) == 2
+    assert [d.id for d in left.dropped] == list(task.ids[1::2])
+    assert all(repr(d.id) in d.reason for d in left.dropped)
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_whole_pipeline_finds_a_planted_signal_and_none_where_there_is_none(smollm2):

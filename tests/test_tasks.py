@@ -244,6 +244,9 @@ def test_synthetic_truth_is_planted_with_the_noise_it_states_and_the_text_carrie
         (lambda: load_task(frame(), target="y", on_bad="dorp"), "did you mean 'drop'"),
         (lambda: load_task(frame(), target="y", label="id"), "give one of them"),
         (lambda: load_task(frame(), target="y", n=3), "no argument 'n'"),
+        (lambda: load_task(frame(), target="y", modality="molecules"), "did you mean 'molecule'"),
+        (lambda: load_task(frame(), text="y", target="y"), "'y' is both the item and its target"),
+        (lambda: load_task(frame(), label="smiles"), "'smiles' is both the item and its label"),
     ],
 )
 def test_wrong_arguments_are_study_errors(call, words):
@@ -278,6 +281,37 @@ def test_csv_tsv_parquet_and_frame_give_equal_tasks(tmp_path):
     assert [d.id for d in tasks[0].dropped] == ["m0", "m4", "m8"] and len(tasks[0]) == 7
     labels = [load_task(s, label="split", split="random", on_bad="drop") for s in (table, *sorted(tmp_path.iterdir()))]
     assert all(same(labels[0], t) for t in labels) and labels[0].options == ("test", "train")
+
+
+def test_whole_numbers_and_bytes_are_the_texts_that_a_csv_has_whatever_pandas_made_of_them(tmp_path):
+    text = "id,smiles,c,split\n5,CCO,0,train\n7,CCN,1,test\n9,CCC,,train\n,CCCC,1,test\n11,C,0,train\n13,CC,1,train\n"
+    path = put(tmp_path, text)
+    table = pd.read_csv(path)
+    assert table["id"].dtype == table["c"].dtype == float
+    table.to_parquet(tmp_path / "a.parquet")
+    coded = table.assign(**{c: [s.encode() for s in table[c]] for c in ("smiles", "split")})
+    coded.to_parquet(tmp_path / "b.parquet")
+    wanted = load_task(path, label="c", on_bad="drop")
+    assert wanted.ids == ("5", "7", "11", "13") and wanted.options == ("0", "1") and "given" in wanted.split
+    for source in (table, coded, tmp_path / "a.parquet", tmp_path / "b.parquet"):
+        assert same(load_task(source, label="c", on_bad="drop"), wanted)
+
+
+def test_a_cell_that_is_no_text_is_named():
+    for column, cell in (
+        ("smiles", np.arange(2000)),
+        ("smiles", ["CCO"]),
+        ("id", b"\xff\xfe"),
+        ("split", {"a": 1}),
+        ("c", np.arange(2)),
+    ):
+        table = frame(c=list("ab") * 5, split=["train", "test"] * 5).astype(object)
+        table.at[3, column] = cell
+        with pytest.raises(
+            DataError, match=rf"row 4 .*column '{column}': the \w+ is no text but {type(cell).__name__}"
+        ):
+            load_task(table, label="c")
+        assert [d.row for d in load_task(table, label="c", on_bad="drop").dropped] == [3]
 
 
 def test_byte_order_mark_crlf_quotes_blank_lines_and_spaces_change_nothing(tmp_path):
@@ -695,6 +729,8 @@ def test_a_synthetic_task_of_what_is_no_number_is_a_sentence(options):
 def test_a_query_fraction_that_is_no_number_is_a_sentence():
     with pytest.raises(StudyError, match="query_fraction"):
         load_task("synthetic", query_fraction="0.5")
+    with pytest.raises(StudyError, match="query_fraction"):  # also where the split is given
+        load_task(frame(split=["train", "test"] * 5), target="y", query_fraction=7)
 
 
 def test_a_row_left_out_is_told_as_the_user_counts(tmp_path):

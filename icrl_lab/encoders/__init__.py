@@ -15,6 +15,7 @@ hub (which model), media, hidden (torch).
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,7 @@ def encode(
     if path is None and str(name).endswith(precomputed.SUFFIXES):
         path = name
     if path is not None:
-        targets = task_or_items.targets if isinstance(task_or_items, Task) else None
-        return _from_file(path, names, options, targets)
+        return _from_file(path, names, options, task_or_items if isinstance(task_or_items, Task) else None)
     if batch_size is not None and batch_size < 1:
         raise StudyError(f"batch_size is {batch_size}; it must be at least 1")
     encoder = find(str(name), **options)
@@ -155,7 +155,7 @@ def _keys(encoder: Encoder, items: Sequence[Any], names: Sequence[str], modality
     return keys
 
 
-def _from_file(path: str | Path, names: Sequence[str], options: dict[str, Any], targets: np.ndarray | None) -> Vectors:
+def _from_file(path: str | Path, names: Sequence[str], options: dict[str, Any], task: Task | None) -> Vectors:
     known = ("id_column", "columns")
     for key in options:
         if key not in known:
@@ -166,12 +166,29 @@ def _from_file(path: str | Path, names: Sequence[str], options: dict[str, Any], 
     except DataError as error:
         held = set(vectors.ids)
         lacks = [name for name in names if name not in held]
-        raise ItemError(lacks[0], f"{path}: {error}") from None
-    if targets is not None and len(names) > 2:
-        same = (vectors.values.reshape(len(names), -1) == targets.astype(np.float32)[:, None]).all(0)
+        reasons = {name: f"{path}: item {name!r} has no vector in it" for name in lacks}
+        raise ItemError(lacks[0], f"{path}: {error}", reasons) from None
+    if task is not None:
+        same, what = _answers(vectors.values.reshape(len(names), -1), task)
         if same.any():
-            raise DataError(f"{path}: column {int(np.argmax(same))} of the vectors is the target itself; leave it out")
+            raise DataError(f"{path}: column {int(np.argmax(same))} of the vectors is the {what} itself; leave it out")
     return vectors
+
+
+def _answers(values: np.ndarray, task: Task) -> tuple[np.ndarray, str]:
+    """Which columns of (n, d) are the task's target, or its classes under other names; and what to call it.
+
+    A column of few values may part a few items as their classes do by chance: classes are looked for where a shuffled column
+    would not, among all d.
+    """
+    n, d = values.shape
+    if task.targets is not None:
+        return (values == task.targets.astype(np.float32)[:, None]).all(0) & (n > 2), "target"
+    _, first, code, sizes = np.unique(np.array(task.labels), return_index=True, return_inverse=True, return_counts=True)
+    ways = math.lgamma(n + 1) - sum(math.lgamma(k + 1) for k in sizes.tolist())  # to part n items so; a logarithm
+    alike = (values == values[first][code]).all(0)  # within a class
+    apart = (np.diff(np.sort(values[first], 0), axis=0) > 0).all(0)
+    return alike & apart & (math.log(d / 0.05) < ways), "class"
 
 
 def _watched(batches: Iterator, total: int, title: str, progress: Progress) -> Iterator:

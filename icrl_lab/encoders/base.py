@@ -77,17 +77,22 @@ def array_content(item: Any) -> bytes:
     return f"array:{array.dtype.str}:{array.shape}:".encode() + array.tobytes()
 
 
+def pixels(image: Any) -> Any:
+    """A PIL image as RGB; as its array where a pixel has more than eight bits, which RGB would clip."""
+    return np.array(image) if image.mode[0] in "IF" else image.convert("RGB")
+
+
 def file_content(item: Any) -> bytes:
     """The content of an item that may be the path of a file: the file's bytes, never its name.
 
-    An image object counts as its RGB pixels, so that a palette is not forgotten.
+    An image object counts as its pixels, so that a palette is not forgotten.
     """
     if isinstance(item, (str, os.PathLike)):
         path = Path(item).expanduser()
         if not path.is_file():
             raise DataError(f"there is no file {str(item)!r} (items that are text need modality='text')")
         return b"file:" + path.read_bytes()
-    return array_content(item.convert("RGB") if hasattr(item, "convert") else item)
+    return array_content(pixels(item) if hasattr(item, "convert") else item)
 
 
 def content_key(content: bytes) -> bytes:

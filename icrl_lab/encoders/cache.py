@@ -3,7 +3,7 @@
 One sqlite file a space, so that two encoders cannot share an entry. A row is sealed with a checksum over space, key,
 shape and bytes: a row that does not fit its seal is as good as absent, and a file that sqlite refuses is deleted. sqlite's
 journal makes writes whole or void, also under `kill -9` and with several processes. What cannot be cached is still
-computed: a full disk or a locked file costs a warning, never a result.
+computed: a full disk, a locked file or a folder that cannot be made costs a warning, never a result.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from icrl_lab.errors import DataError
 from icrl_lab.files import cache_dir
 
-RECIPE = 1  # raise it when code in this room changes what an encoder returns: old entries are then never read
+RECIPE = 2  # raise it when code in this room changes what an encoder returns: old entries are then never read
 T = TypeVar("T")
 
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, shape TEXT, data BLOB, seal BLOB) WITHOUT ROWID"
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_ERROR}
+_FAILS = (sqlite3.Error, UnicodeDecodeError, OSError, DataError)  # the last where no folder can be made
 
 
 def file_of(space: str) -> Path:
@@ -79,13 +81,11 @@ def load(space: str, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
                     found[key] = np.frombuffer(data, "<f4").reshape(json.loads(shape))
         return found
 
-    path = file_of(space)
     try:
+        path = file_of(space)
         return _attempt(path, read) if path.exists() else {}
-    except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
-        warnings.warn(
-            f"the cache of vectors {path.name} cannot be read ({error}); they are computed anew", stacklevel=3
-        )
+    except _FAILS as error:
+        warnings.warn(f"the cache of {space!r} cannot be read ({error}); its vectors are computed anew", stacklevel=3)
         return {}
 
 
@@ -101,8 +101,7 @@ def store(space: str, vectors: Mapping[bytes, np.ndarray]) -> None:
         db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
         db.execute("COMMIT")
 
-    path = file_of(space)
     try:
-        _attempt(path, write)
-    except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
-        warnings.warn(f"vectors are not cached in {path.name}: {error}", stacklevel=3)
+        _attempt(file_of(space), write)
+    except _FAILS as error:
+        warnings.warn(f"vectors are not cached for {space!r}: {error}", stacklevel=3)

@@ -142,20 +142,22 @@ def text(folder: Path, items: Sequence[str], ids: Sequence[str], batch_size: int
     model, lacking = _model(folder, "text", o)
     limit = _longest(model, tokenizer)
     cut = {"truncation": True, "max_length": limit} if o["truncate"] else {}
-    rows = []
+    rows, refused = [], {}
     for item, name in zip(items, ids):
         row = tokenizer(item, return_special_tokens_mask=True, return_attention_mask=False, verbose=False, **cut)
         if len(row["input_ids"]) > limit:
-            raise ItemError(
-                name, f"item {name!r} has {len(row['input_ids'])} tokens, the encoder reads {limit}; truncate=True cuts"
+            refused[name] = (
+                f"item {name!r} has {len(row['input_ids'])} tokens, the encoder reads {limit}; truncate=True cuts"
             )
-        if all(row["special_tokens_mask"]):
-            raise ItemError(name, f"item {name!r} ({show(item)}) has no token of its own")
-        if o["pooling"] == "cls" and not row["special_tokens_mask"][0]:
+        elif all(row["special_tokens_mask"]):
+            refused[name] = f"item {name!r} ({show(item)}) has no token of its own"
+        elif o["pooling"] == "cls" and not row["special_tokens_mask"][0]:
             raise ModelError(
                 "the encoder's tokenizer puts no class token first: pooling 'cls' does not fit, use 'mean'"
             )
         rows.append(row)
+    for name, why in refused.items():
+        raise ItemError(name, why, refused)
     lengths = [len(r["input_ids"]) for r in rows]
     for part in chunks(np.argsort(lengths, kind="stable").tolist(), batch_size):
         tokens = np.full((len(part), max(lengths[i] for i in part)), tokenizer.pad_token_id or 0)
@@ -184,7 +186,7 @@ def _framing(model: Any, pooling: str) -> int:
 
 
 def vision(folder: Path, items: Sequence[Any], ids: Sequence[str], batch_size: int, **o: Any) -> Batches:
-    """Images: paths, PIL images, or arrays (h, w) and (h, w, 3) of 0..255 or 0.0..1.0."""
+    """Images: paths, PIL images, or arrays (h, w) and (h, w, 3) of 0..255, 0..65535 (uint16) or 0.0..1.0."""
     processor = _load(folder, "AutoImageProcessor", o["trust_remote_code"])
     model, lacking = _model(folder, "vision", o)
     skip = _framing(model, o["pooling"])

@@ -106,8 +106,12 @@ def morgan(
 
 
 def _morgan_space(radius: int, bits: int, counts: bool, chirality: bool) -> str:
-    if not (isinstance(radius, Integral) and radius >= 0 and isinstance(bits, Integral) and bits > 0):
-        raise StudyError(f"encoder 'morgan': radius {radius!r} and bits {bits!r} must be whole numbers, bits above 0")
+    for name, value, low, high in (("radius", radius, 0, 100), ("bits", bits, 1, 10**6)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+            raise StudyError(f"encoder 'morgan': {name} must be a whole number from {low} to {high}, not {value!r}")
+    for name, value in (("counts", counts), ("chirality", chirality)):
+        if not isinstance(value, bool):
+            raise StudyError(f"encoder 'morgan': {name} must be true or false, not {value!r}")
     tail = ("-counts" if counts else "") + ("-chiral" if chirality else "")
     return f"morgan/{version('rdkit', 'molecules')}/r{radius}-{bits}{tail}"
 

@@ -14,6 +14,7 @@ import numpy as np
 from icrl_lab.errors import DataError, IcrlError, ItemError, StudyError
 from icrl_lab.files import sha256
 from icrl_lab.values import Vectors
+from icrl_lab.values.base import written
 
 SUFFIXES = (".npz", ".parquet")
 NAMES = ("values", "vectors", "embeddings")  # what the array of vectors may be called
@@ -73,6 +74,11 @@ def _among(ids: Sequence[str], wanted: Sequence[str] | None) -> list[int]:
     return rows
 
 
+def _name(cell: Any) -> str:
+    """An id as a task writes it."""
+    return cell.decode() if isinstance(cell, bytes) else written(cell)
+
+
 def _npz(path: Path, among: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...], str | None]:
     with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
         held = set(archive.files)
@@ -94,7 +100,7 @@ def _npz(path: Path, among: Sequence[str] | None) -> tuple[np.ndarray, tuple[str
         raise DataError(f"'ids' must be a row of strings or whole numbers, not {ids.dtype} of shape {ids.shape}")
     if values.dtype.kind not in "fiub":
         raise DataError(f"{found[0]!r} must be numbers, not {values.dtype}")
-    names = tuple(i.decode() if isinstance(i, bytes) else str(i) for i in ids.tolist())
+    names = tuple(_name(i) for i in ids.tolist())
     if not values.ndim or len(values) != len(names):
         return values, names, space  # is refused as it is
     rows = _among(names, among)
@@ -114,16 +120,21 @@ def _parquet(
     for name in [id_column, *(columns or ())]:
         if name not in kinds:
             raise DataError(f"there is no column {name!r}; it has {sorted(kinds)}")
-    ids = table[id_column].to_pylist()
-    if None in ids:
-        raise DataError(f"row {ids.index(None)} has no id in column {id_column!r}")
-    rows = _among([str(i) for i in ids], among)
+    cells = table[id_column].to_pylist()
+    if None in cells:
+        raise DataError(f"row {cells.index(None)} has no id in column {id_column!r}")
+    ids = [_name(cell) for cell in cells]
+    rows = _among(ids, among)
     table, ids = table.take(rows), [ids[r] for r in rows]
     lists = [n for n in columns or kinds if n != id_column and _is_list(kinds[n])]
     if len(lists) > 1:
         raise DataError(f"it has several columns of lists, {lists}; name one: columns=[{lists[0]!r}]")
+    if lists and len(columns or lists) > 1:
+        raise DataError(
+            f"column {lists[0]!r} holds lists and others of columns={list(columns or ())} do not; name it alone"
+        )
     if lists:
-        return _from_lists(table[lists[0]], ids), tuple(str(i) for i in ids), None
+        return _from_lists(table[lists[0]], ids), tuple(ids), None
     number = lambda t: types.is_floating(t) or types.is_integer(t) or types.is_boolean(t)  # noqa: E731
     # the index of a frame that was filtered or sorted is kept as a column: the place of a row, and often the order of the targets
     index = [n for n in (table.schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(n, str)]
@@ -137,8 +148,8 @@ def _parquet(
     for name in numeric:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
-            raise ItemError(str(ids[row]), f"item {str(ids[row])!r} has no value in column {name!r}")
-    return np.column_stack([table[n].to_numpy() for n in numeric]), tuple(str(i) for i in ids), None
+            raise ItemError(ids[row], f"item {ids[row]!r} has no value in column {name!r}")
+    return np.column_stack([table[n].to_numpy() for n in numeric]), tuple(ids), None
 
 
 def _is_list(kind: Any) -> bool:
@@ -157,7 +168,7 @@ def _id_column(kinds: dict[str, Any]) -> str:
     raise DataError(f"which column holds the ids? Name it with id_column; the columns are {sorted(kinds)}")
 
 
-def _from_lists(column: Any, ids: Sequence[Any]) -> np.ndarray:
+def _from_lists(column: Any, ids: Sequence[str]) -> np.ndarray:
     """A column of lists (of lists) of equal lengths as an array."""
     shape, cells = [len(column)], column.combine_chunks()
     if hasattr(cells, "chunks"):  # older pyarrow keeps a chunked array
@@ -165,16 +176,19 @@ def _from_lists(column: Any, ids: Sequence[Any]) -> np.ndarray:
 
         cells = pa.concat_arrays(cells.chunks)
     while _is_list(cells.type):
-        lengths = cells.value_lengths().to_numpy(zero_copy_only=False)
-        odd = np.flatnonzero(~(lengths == lengths[0])) if len(lengths) else np.empty(0, int)
-        if odd.size or not len(lengths) or not lengths[0] > 0:
-            row = int(odd[0] if odd.size else 0) * len(ids) // max(len(lengths), 1)
-            raise DataError(
-                f"the list of item {str(ids[row])!r} is empty or not as long as the first" if ids else "no rows"
-            )
-        shape.append(int(lengths[0]))
+        lengths = np.nan_to_num(cells.value_lengths().to_numpy(zero_copy_only=False)).astype(int)
+        if not lengths.any():
+            raise DataError("its lists are empty" if ids else "no rows")
+        usual = (
+            int(np.bincount(lengths)[1:].argmax()) + 1
+        )  # most are of this length, so that the first may be the odd one
+        if (lengths != usual).any():
+            name = ids[int(np.argmax(lengths != usual)) * len(ids) // len(lengths)]
+            raise ItemError(name, f"the list of item {name!r} is empty or not as long as most, {usual}")
+        shape.append(usual)
         cells = cells.flatten()
     if cells.null_count:
         per_item = int(np.prod(shape[1:]))
-        raise DataError(f"item {str(ids[cells.is_null().to_pylist().index(True) // per_item])!r} has a gap in its list")
+        name = ids[cells.is_null().to_pylist().index(True) // per_item]
+        raise ItemError(name, f"item {name!r} has a gap in its list")
     return cells.to_numpy(zero_copy_only=False).reshape(shape)

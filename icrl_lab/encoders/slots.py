@@ -7,12 +7,13 @@ they stand side by side, in the model's space, where their widths agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from icrl_lab.encoders.base import Batches, Encoder
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.values import Vectors
 
 
@@ -38,8 +39,8 @@ RAW = Encoder("raw", ("numbers", "pixels", "columns"), lambda: "raw", _raw, cont
 
 def repeat(vectors: Vectors, times: int) -> Vectors:
     """(n, times * slots, d): each vector `times` over, in the same space, so that one slot map serves every slot."""
-    if times < 1:
-        raise ValueError(f"times is {times}; it must be at least 1")
+    if isinstance(times, bool) or not isinstance(times, Integral) or times < 1:
+        raise StudyError(f"times must be a whole number of at least 1, not {times!r}")
     values = vectors.values if vectors.values.ndim == 3 else vectors.values[:, None]
     return Vectors(np.tile(values, (1, times, 1)), vectors.ids, vectors.space)
 
@@ -50,7 +51,7 @@ def stack(*parts: Vectors) -> Vectors:
     The space is that of the parts where they share one, else the spaces joined by " + ", slot after slot.
     """
     if not parts:
-        raise ValueError("stack needs at least one Vectors")
+        raise StudyError("stack needs at least one Vectors")
     first = parts[0]
     for part in parts[1:]:
         if part.width != first.width:

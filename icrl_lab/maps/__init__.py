@@ -36,7 +36,6 @@ __all__ = [
     "Tokens",
     "apply",
     "fit",
-    "fit_each",
     "hash_vectors",
     "label_rows",
     "pca_text",
@@ -83,6 +82,10 @@ def resolve(name: str) -> str:
     return name
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     known = {k: p.default for k, p in inspect.signature(MAPS[name]).parameters.items() if k not in _FIXED}
     for key in options:
@@ -93,7 +96,7 @@ def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if value is None and (known[key] is None or key == "components"):
             continue
-        number = isinstance(value, Real) and not isinstance(value, bool)
+        number = _number(value)
         if key in _COUNTS and not (number and isinstance(value, Integral) and int(value) >= 1):
             raise StudyError(f"slot map {name!r}: {key} must be a whole number of at least 1, not {value!r}")
         if key in _SIZES and not (number and 0 < value < math.inf):
@@ -116,7 +119,7 @@ def fit(
 ) -> SlotMap:
     """Fit the map `name` on the pool and freeze it.
 
-    pool           (n, d_fm), or (n, slots, d_fm): then one map for all slots (`fit_each` fits one for each kind)
+    pool           (n, d_fm), or (n, slots, d_fm): then one map for all slots
     tokens         what of the model it may see; the target space is tokens.space
     slot_scale     the norm of every slot, relative to the mean norm of a token embedding; None leaves norms alone
     row_normalise  give each row the mean and the variance that a token embedding has on average, before slot_scale
@@ -125,6 +128,10 @@ def fit(
     options        the map's own arguments; an unknown one is an error
     """
     name = resolve(name)
+    if slot_scale is not None and not (_number(slot_scale) and 0 < slot_scale < math.inf):
+        raise StudyError(f"slot_scale must be a positive number, not {slot_scale!r}")
+    if not (_number(seed) and isinstance(seed, Integral) and seed >= 0):
+        raise StudyError(f"seed must be a whole number of at least 0, not {seed!r}")
     pool = pool.once()  # a vector that stands in several slots is still one vector of the pool
     if not len(pool):
         raise DataError(f"slot map {name!r}: the pool of {pool.space!r} is empty")
@@ -138,8 +145,6 @@ def fit(
         mean, variance = tokens.row_moments
         steps.append(Step("row-normalise", {"mean": np.array([mean]), "variance": np.array([variance])}))
     if slot_scale is not None:
-        if not np.isfinite(slot_scale) or slot_scale <= 0:
-            raise StudyError(f"slot_scale must be a positive number, not {slot_scale}")
         steps.append(Step("norm", {"norm": np.array([slot_scale * tokens.mean_norm])}))
     recipe = {
         "name": name,
@@ -177,13 +182,6 @@ def apply(slot_map: SlotMap, vectors: Vectors) -> Vectors:
     out = out.reshape(len(vectors), -1, out.shape[-1])
     one = out.shape[1] == 1 and vectors.values.ndim == 2
     return Vectors(out[:, 0] if one else out, vectors.ids, slot_map.target)
-
-
-def fit_each(
-    name: str, pools: Sequence[Vectors], tokens: Tokens, *, seed: int = 0, **options: Any
-) -> tuple[SlotMap, ...]:
-    """One map of the same name for each kind of vector an item has (drug and target, layers), seeds seed, seed + 1, ..."""
-    return tuple(fit(name, pool, tokens, seed=seed + i, **options) for i, pool in enumerate(pools))
 
 
 def stack_slots(kinds: Sequence[Vectors]) -> Vectors:

@@ -35,8 +35,10 @@ def ridge(
     found = label_rows(labels, tokens) if isinstance(labels, Mapping) else labels
     if found is None or len(found) < 2:
         raise DataError("the ridge map needs at least two labelled items of the pool; pass labels={item id: label}")
-    if found.space != tokens.space or found.slots != 1:
-        raise DataError(f"ridge labels must be one row an item in {tokens.space!r}, not {found!r}")
+    if found.space != tokens.space or found.values.ndim != 2 or found.width != tokens.width:
+        raise DataError(
+            f"ridge labels must be one row of {tokens.width} numbers an item in {tokens.space!r}, not {found!r}"
+        )
     return _regression(pool, found.ids, found.values, alpha, standardise)
 
 

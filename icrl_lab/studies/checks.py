@@ -55,6 +55,7 @@ def names_of(kind: str) -> tuple[str, ...]:
 
 _OWNERS = {
     "task": ("tasks", "TASKS"),
+    "modality": ("tasks", "MODALITIES"),
     "encoder": ("encoders", "ENCODERS"),
     "llm": ("fetch", "EMBEDDED"),
     "dtype": ("models", "DTYPES"),
@@ -244,9 +245,10 @@ SCALE = _number(0, 1e6, "a number above 0")
 
 SECTIONS: dict[str, dict[str, Check]] = {
     "task": {
-        **dict.fromkeys(("path", "text", "target", "label", "id", "split", "modality"), text),
+        **dict.fromkeys(("path", "text", "target", "label", "id", "split"), text),
         **dict.fromkeys(("units", "property"), lambda value: value if value == "" else text(value)),
         "name": _name("task"),
+        "modality": _name("modality"),
         "on_bad": _one_of("error", "drop"),
         "query_fraction": _number(0, 1, "a number between 0 and 1"),
         "options": _options,

@@ -346,27 +346,30 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
 
 
 def _taken(task: Task, on_bad: str, use: Callable[[Task], Any]) -> tuple[Task, Any]:
-    """The task, and what `use` makes of it. An item that it cannot take is left out where that is asked for."""
+    """The task, and what `use` makes of it. Items that it cannot take are left out where that is asked for."""
     while True:
         try:
             return task, use(task)
         except ItemError as error:
             if on_bad != "drop":
                 raise
-            task = task.without(error.item, "", str(error))
+            for item, why in error.reasons.items():
+                task = task.without(item, "", why)
 
 
 def _fits(task: Task, llm: LLM) -> None:
-    """Raise the ItemError of the first item whose own text is longer than what the model reads."""
+    """Raise the ItemError of all items whose own text is longer than what the model reads."""
     from icrl_lab.prompts import too_long
 
-    for position, tokens in too_long(task.text or (), llm.tokenizer, llm.context).items():
-        name = task.ids[position]
-        raise ItemError(
-            name,
-            f"the text of item {name!r} has {tokens} tokens, and {llm.name} reads {llm.context}; leave the item out with "
-            'on_bad = "drop", or its text with with_text = false',
-        )
+    reasons = {
+        task.ids[
+            position
+        ]: f"the text of item {task.ids[position]!r} has {tokens} tokens, and {llm.name} reads {llm.context}; "
+        'leave the item out with on_bad = "drop", or its text with with_text = false'
+        for position, tokens in too_long(task.text or (), llm.tokenizer, llm.context).items()
+    }
+    for item, why in reasons.items():
+        raise ItemError(item, why, reasons)
 
 
 def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:

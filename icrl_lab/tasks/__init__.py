@@ -3,8 +3,9 @@
 The room owns reading (`tables`), which column holds what (`layouts`), what makes a row usable (`rows`), the split into
 pool and queries (`splits`) and the bundled tasks (`bundled`). It must not know of vectors, prompts or models: a Task is
 what a chemist would hand over, checked. It trades convenience for certainty: a cell is parsed by our own rule and never
-guessed, so that a table gives one and the same Task from csv, tsv, parquet or a DataFrame, or one sentence that says
-which cell stands in the way.
+guessed, so that a table gives one and the same Task from csv, tsv, parquet or a DataFrame (there a float that is whole
+is written without its point: a missing neighbour makes floats of whole numbers), or one sentence that says which cell
+stands in the way.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.tasks.bundled import TASKS, synthetic_truth
-from icrl_lab.tasks.layouts import LAYOUTS, Columns, columns_of
+from icrl_lab.tasks.layouts import LAYOUTS, MODALITIES, Columns, columns_of
 from icrl_lab.tasks.rows import Row, usable_rows
 from icrl_lab.tasks.splits import SPLITS, split
 from icrl_lab.tasks.tables import SUFFIXES, Table, read_table
 from icrl_lab.values import Dropped, Task
 
-__all__ = ["LAYOUTS", "SPLITS", "SUFFIXES", "TASKS", "load_task", "split", "synthetic_truth"]
+__all__ = ["LAYOUTS", "MODALITIES", "SPLITS", "SUFFIXES", "TASKS", "load_task", "split", "synthetic_truth"]
 
 _split = split  # the function; `load_task` has an argument of that name
 
@@ -61,7 +62,8 @@ def load_task(
     seed            fixes the split (and the synthetic data); a study's own seeds never change the queries
     on_bad          "error": the first unusable row raises; "drop": unusable rows stand in `task.dropped`
                     (a bundled table always drops, for its faults are known)
-    modality        "molecule" checks each item with rdkit; found by itself in known layouts and columns, else "text"
+    modality        one of MODALITIES; "molecule" checks each item with rdkit and is found by itself in known layouts and
+                    columns, else "text"
     options         n, d, noise of "synthetic"
 
     Rows with the same molecule (or text) become one item with the mean target; each is listed in `task.dropped`.

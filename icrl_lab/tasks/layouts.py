@@ -50,6 +50,7 @@ TDC = {  # TDC names a data set by its file: units and property
 
 MOLECULES = ("smiles", "drug", "canonical_smiles")  # column names, in lower case, that hold SMILES
 TEXTS = (*MOLECULES, "sequence", "text")
+MODALITIES = ("molecule", "text", "protein", "image", "audio", "table", "vector")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def columns_of(
     """Find the task's columns. A name that is not there is a DataError with the nearest one that is."""
     if target is not None and label is not None:
         raise StudyError(f"target={target!r} makes a regression and label={label!r} a classification; give one of them")
+    if modality is not None and modality not in MODALITIES:
+        raise StudyError(f"modality={modality!r} does not exist; {nearest(modality, MODALITIES)}")
     layout = next(
         (k for k in LAYOUTS if {k.text, k.target, k.id} <= set(table.columns) and text in (None, k.text)),
         None,
@@ -96,6 +99,9 @@ def columns_of(
     for name in (text, target, label, id, split):
         if name is not None:
             _check(table, name)
+    if text in (target, label):
+        what = "target" if text == target else "label"
+        raise StudyError(f"{table.name}: column {text!r} is both the item and its {what}; name another with text=...")
     known = layout is not None and target == layout.target
     units, property = (layout.units, layout.property) if layout and known else ("", "")
     if layout and known and layout.name == "TDC":

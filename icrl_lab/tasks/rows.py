@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -21,6 +21,7 @@ from icrl_lab.tasks.molecules import canonical, quiet
 from icrl_lab.tasks.splits import SIDES
 from icrl_lab.tasks.tables import Table
 from icrl_lab.values import Dropped
+from icrl_lab.values.base import written
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 KEEPS = ("test", "train", "valid")  # which side keeps an item that a given split puts on two
@@ -86,14 +87,20 @@ def number(cell: Any) -> tuple[float, str]:
     return (value, "") if math.isfinite(value) else (math.nan, f"the target {_short(cell)} is not finite")
 
 
+def text(cell: Any, what: str = "item") -> tuple[str, str]:
+    """(the text, "") in a cell, or ("", what is wrong with it)."""
+    if isinstance(cell, Iterable) and not isinstance(cell, str):
+        return "", f"the {what} is no text but {type(cell).__name__}" + " that is not UTF-8" * isinstance(cell, bytes)
+    found = "" if cell is None else written(cell).strip()
+    return found, "" if found else f"the {what} is missing"
+
+
 def _read(table: Table, columns: Columns) -> tuple[list[Row], list[Dropped]]:
-    items = [_text(cell) for cell in table.columns[columns.text]]
-    ids = items if columns.id is None else [_text(cell) for cell in table.columns[columns.id]]
     rows: list[Row] = []
     faults: list[Dropped] = []
     with quiet() if columns.molecule else nullcontext():
-        for row, (name, item) in enumerate(zip(ids, items)):
-            made = _row(table, columns, row, name, item)
+        for row in range(len(table)):
+            made = _row(table, columns, row)
             if isinstance(made, Row):
                 rows.append(made)
             else:
@@ -101,15 +108,18 @@ def _read(table: Table, columns: Columns) -> tuple[list[Row], list[Dropped]]:
     return rows, faults
 
 
-def _row(table: Table, columns: Columns, row: int, name: str, item: str) -> Row | Dropped:
+def _row(table: Table, columns: Columns, row: int) -> Row | Dropped:
     """The row, or the first thing that is wrong with it."""
+    cell = lambda column, what: text(table.columns[column][row], what)  # noqa: E731
+    item, no_item = cell(columns.text, "item")
+    name, no_name = cell(columns.id, "id") if columns.id is not None else (item, "")
     bad: Callable[[str | None, str], Dropped] = lambda column, why: Dropped(row, name, column or "", why)  # noqa: E731
     if row in table.torn:
         return bad(None, table.torn[row])
-    if not item:
-        return bad(columns.text, "the item is missing")
-    if not name:
-        return bad(columns.id, "the id is missing")
+    if no_item:
+        return bad(columns.text, no_item)
+    if no_name:
+        return bad(columns.id, no_name)
     key, why = canonical(item) if columns.molecule else (item, "")
     if why:
         return bad(columns.text, f"{_short(item)} {why}")
@@ -119,14 +129,14 @@ def _row(table: Table, columns: Columns, row: int, name: str, item: str) -> Row 
         if why:
             return bad(columns.target, why)
     if columns.label is not None:
-        label = _text(table.columns[columns.label][row])
-        if not label or label.lower() == "nan":
-            return bad(columns.label, "the label is missing")
+        label, why = cell(columns.label, "label")
+        if why or label.lower() == "nan":
+            return bad(columns.label, why or "the label is missing")
     if columns.split is not None:
-        said = _text(table.columns[columns.split][row])
+        said, why = cell(columns.split, "side")
         side = SIDES.get(said.lower(), "")
         if not side:
-            return bad(columns.split, f"{_short(said)} is none of train, valid and test")
+            return bad(columns.split, why or f"{_short(said)} is none of train, valid and test")
     return Row(row, name, item, key, target, label, side)
 
 
@@ -189,10 +199,6 @@ def _merge(table: Table, columns: Columns, rows: list[Row]) -> tuple[list[Row], 
             where = table.places[head.row]
             merged.append(Dropped(r.row, r.id, columns.text, f"the same {what} as {_short(head.id)} in {where}: {how}"))
     return sorted(kept, key=lambda r: r.row), merged
-
-
-def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell).strip()
 
 
 def _short(value: Any) -> str:

@@ -35,12 +35,12 @@ def split(
     fraction  the share of queries, between 0 and 1, for "random" and "scaffold"; a scaffold split gives at least that
               share, because scaffolds stay whole
     """
+    if not isinstance(fraction, Real) or not 0 < fraction < 1:
+        raise StudyError(f"query_fraction must lie between 0 and 1, not {fraction!r}")
     if not isinstance(how, str):
         return _given(task, how, seed)
     if how not in SPLITS:
         raise StudyError(f"split {how!r} does not exist; {nearest(how, SPLITS)}")
-    if not isinstance(fraction, Real) or not 0 < fraction < 1:
-        raise StudyError(f"query_fraction must lie between 0 and 1, not {fraction!r}")
     size = min(max(round(fraction * len(task)), 1), len(task) - 1)
     pool, queries = SPLITS[how](task, seed, size)
     return _checked(task, pool, queries, how)

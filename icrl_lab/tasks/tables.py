@@ -147,7 +147,7 @@ def _from_parquet(name: str, data: bytes, source: str) -> Table:
         raise DataError(f"{name} is not a parquet file, or it is cut; write it again, or rename it to what it is")
     try:
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        columns = [[None if _absent(cell) else cell for cell in column.to_pylist()] for column in table.columns]
+        columns = [[_cell(cell) for cell in column.to_pylist()] for column in table.columns]
     except Exception as error:  # a foreign parser on foreign bytes: whatever it raises, the file is at fault
         raise DataError(f"{name} is not a readable parquet file: {' '.join(str(error).split())[:200]}") from None
     places = [f"row {i + 1}" for i in range(table.num_rows)]
@@ -160,7 +160,7 @@ def _from_frame(frame: Any) -> Table:
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"a task comes from a bundled name, a path or a DataFrame, not from a {type(frame).__name__}")
     columns = [
-        [None if _absent(cell) else cell for cell in frame.iloc[:, j].tolist()]  # by position: names may repeat
+        [_cell(cell) for cell in frame.iloc[:, j].tolist()]  # by position: names may repeat
         for j in range(frame.shape[1])
     ]
     places = [f"row {i + 1} (index {label!r})" for i, label in enumerate(frame.index.tolist())]
@@ -200,6 +200,14 @@ def _table(
     if not places:
         raise DataError(f"{name} is empty: it has a header and no rows")
     return Table(name, dict(zip(header, columns)), places, source, torn or {}, repeated)
+
+
+def _cell(cell: Any) -> Any:
+    """The cell of a typed column as a Table holds it: None where it is absent, and text where its bytes are a text."""
+    try:
+        return cell.decode() if isinstance(cell, bytes) else None if _absent(cell) else cell
+    except UnicodeDecodeError:
+        return cell
 
 
 def _absent(cell: Any) -> bool:

@@ -29,3 +29,9 @@ def unique(ids: Sequence[str], what: str) -> tuple[str, ...]:
                 )
             seen[name] = row
     return ids
+
+
+def written(value: Any) -> str:
+    """An id or a label as text: 5.0 as "5", for numbers that are whole become floats where a neighbour is missing."""
+    whole = isinstance(value, float | np.floating) and float(value).is_integer() and abs(float(value)) < 2**53
+    return str(int(value) if whole else value)
