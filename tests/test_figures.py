@@ -8,8 +8,9 @@ from importlib import import_module
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
-from icrl_lab.plots import attention, attribution, geometry, heads, order, patching, similarity, still, study
+from icrl_lab.plots import attention, attribution, beside, geometry, heads, order, patching, similarity, still, study
 from icrl_lab.plots.svg import svg
 from icrl_lab.values import Reading
 from tests.test_widgets_patching import headed
@@ -234,3 +235,14 @@ def test_titles_of_panels_do_not_lie_on_the_caption(question, name):
     first = max(figure.layout.annotations, key=lambda note: note.y)
     assert (first.yref, first.yanchor) == ("paper", "bottom") and first.y > 0.99
     assert figure.layout.margin.t >= 42 + 16 * figure.layout.title.text.count("<br>") + 14
+
+
+@pytest.mark.parametrize("low, high, want", [(np.nan, np.nan, (0.3, 0.5)), (0.2, 0.7, (0.2, 0.7))])
+def test_an_axis_shows_estimates_that_have_no_interval(low, high, want):
+    """Of three or four queries a correlation has none; and where nothing is known at all there is still an axis."""
+    values = {"score": [0.3, 0.5, np.nan], "score_low": [low, np.nan, np.nan], "score_high": [np.nan, high, np.nan]}
+    data = xr.Dataset({name: ("by", np.array(value)) for name, value in values.items()})
+    least, most = beside._reach(data, "score", "pearson")
+    assert least <= min(0.0, want[0]) and want[1] < most < want[1] + 0.1
+    nothing = beside._reach(data * np.nan, "score", "pearson")
+    assert np.isfinite(nothing).all() and nothing[0] < nothing[1]

@@ -63,7 +63,7 @@ def test_pieces_are_all_of_the_prompt(family, plan):
     "plan",
     [
         {},
-        {"queries_per_prompt": 3, "queries": 5, "layout": "paper", "decode": "greedy"},
+        {"queries_per_prompt": 3, "queries": 5, "layout": "paper", "decode": "greedy", "label_format": "digit"},
         {"selection": "nearest"},
         {"repeat": 2},
     ],

@@ -160,11 +160,16 @@ def least_room(metric: str, values: Any, room: float) -> float:
 
 
 def _reach(data: xr.Dataset, name: str, metric: str) -> list[float]:
-    """All estimates, and intervals as far as they do not crush them."""
+    """All estimates, and intervals, where there are any, as far as they do not crush them."""
     value, low, high = (data[f"{name}{tail}"].values for tail in ("", "_low", "_high"))
+    if not np.isfinite(value).any():
+        return [0.0, least_room(metric, value, 0.3)]
     least, most = float(np.nanmin(value)), float(np.nanmax(value))
     room = max(most - least, least_room(metric, value, 0.3))
-    ends = max(float(np.nanmin(low)), least - 0.8 * room), min(float(np.nanmax(high)), most + 0.8 * room)
+    ends = (
+        max(float(np.nanmin(low, initial=least)), least - 0.8 * room),
+        min(float(np.nanmax(high, initial=most)), most + 0.8 * room),
+    )
     return [min(ends[0], 0.0) - 0.05 * room, max(ends[1], 0.0) + 0.05 * room]
 
 
