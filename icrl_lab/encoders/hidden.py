@@ -156,8 +156,8 @@ def text(folder: Path, items: Sequence[str], ids: Sequence[str], batch_size: int
                 "the encoder's tokenizer puts no class token first: pooling 'cls' does not fit, use 'mean'"
             )
         rows.append(row)
-    for name, why in refused.items():
-        raise ItemError(name, why, refused)
+    if refused:
+        raise ItemError(*next(iter(refused.items())), refused)
     lengths = [len(r["input_ids"]) for r in rows]
     for part in chunks(np.argsort(lengths, kind="stable").tolist(), batch_size):
         tokens = np.full((len(part), max(lengths[i] for i in part)), tokenizer.pad_token_id or 0)

@@ -361,15 +361,13 @@ def _fits(task: Task, llm: LLM) -> None:
     """Raise the ItemError of all items whose own text is longer than what the model reads."""
     from icrl_lab.prompts import too_long
 
-    reasons = {
-        task.ids[
-            position
-        ]: f"the text of item {task.ids[position]!r} has {tokens} tokens, and {llm.name} reads {llm.context}; "
-        'leave the item out with on_bad = "drop", or its text with with_text = false'
-        for position, tokens in too_long(task.text or (), llm.tokenizer, llm.context).items()
-    }
-    for item, why in reasons.items():
-        raise ItemError(item, why, reasons)
+    remedy = 'leave the item out with on_bad = "drop", or its text with with_text = false'
+    refused = {}
+    for position, tokens in too_long(task.text or (), llm.tokenizer, llm.context).items():
+        name = task.ids[position]
+        refused[name] = f"the text of item {name!r} has {tokens} tokens, and {llm.name} reads {llm.context}; {remedy}"
+    if refused:
+        raise ItemError(*next(iter(refused.items())), refused)
 
 
 def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:
