@@ -50,9 +50,8 @@ def score_numbers(
     if not prompts:
         return []
     if not fmt.closed:
-        most = (
-            max(9, fmt.longest + 2) if levels is None else levels
-        )  # a space of its own, a character a token, and the end
+        # a space of its own, a character a token, and the end
+        most = max(9, fmt.longest + 2) if levels is None else levels
         return _Beam(engine, prompts, tokenizer, beam, most).run(fmt)
     logp, _ = label_logprobs(engine, prompts, tokenizer, fmt.labels)
     out = []

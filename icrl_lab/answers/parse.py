@@ -167,9 +167,8 @@ _DENIED = re.compile(  # before an option, in its own clause
     r"(?:\b(?:not|non|no|never|neither|nor|cannot|without|unlikely|hardly|far from)|n['’]t)[\s*_`\"'-](?:(?!\bbut\b)[^.,;:!?])*$",
     re.IGNORECASE,
 )
-_REJECTED = re.compile(
-    r"[\s*_`\"']*(?:[?:][\s*_`\"']*|is\s+)(?:no|not|wrong|false|incorrect)\b", re.IGNORECASE
-)  # behind it
+# and behind it
+_REJECTED = re.compile(r"[\s*_`\"']*(?:[?:][\s*_`\"']*|is\s+)(?:no|not|wrong|false|incorrect)\b", re.IGNORECASE)
 
 
 def _denied(line: str, found: re.Match[str]) -> bool:

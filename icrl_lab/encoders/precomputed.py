@@ -179,9 +179,7 @@ def _from_lists(column: Any, ids: Sequence[str]) -> np.ndarray:
         lengths = np.nan_to_num(cells.value_lengths().to_numpy(zero_copy_only=False)).astype(int)
         if not lengths.any():
             raise DataError("its lists are empty" if ids else "no rows")
-        usual = (
-            int(np.bincount(lengths)[1:].argmax()) + 1
-        )  # most are of this length, so that the first may be the odd one
+        usual = int(np.bincount(lengths)[1:].argmax()) + 1  # of most, so that the first may be the odd one
         if (lengths != usual).any():
             name = ids[int(np.argmax(lengths != usual)) * len(ids) // len(lengths)]
             raise ItemError(name, f"the list of item {name!r} is empty or not as long as most, {usual}")

@@ -270,9 +270,8 @@ def _checked(pred: Any, target: Any, fallback: Any) -> tuple[Array, Array]:
 
 
 WIDEST = {"fisher": 2.0, "wilson": 1.0}  # the largest difference of two correlations, of two shares
-FEWEST = {
-    "fisher": 5
-}  # items for an interval, else 3: of fewer, what is left of them without one correlates by chance at 1
+# items for an interval, by scale; else 3. Of fewer, what is left of them without one correlates at 1 by chance
+FEWEST = {"fisher": 5}
 NOTHING_KNOWN = Interval(float("nan"), float("nan"), float("nan"), float("nan"), "none")
 
 
