@@ -188,6 +188,33 @@ def test_the_trie_is_brute_force_scoring_of_every_label(tokenizer, name, which):
     assert len({a.mean for a in answers}) == len(different) > 1
 
 
+class Among(HashEngine):
+    """Tells what was asked of it among the labels alone."""
+
+    def next_token(self, asked, ids=None, among=False):
+        table = super().next_token(asked, ids)
+        self.among = among
+        return table - np.log(np.exp(table).sum(1, keepdims=True)) if among else table
+
+
+@pytest.mark.parametrize("which", [["digit"], ["two-digit"], ("yes", "no", "toxic")])
+def test_the_probability_of_all_labels_is_left_out_where_each_is_a_token_and_nobody_asks(tokenizer, which):
+    engine, asked = Among(tokenizer), prompts(tokenizer, 4)
+    if isinstance(which, list):
+        fmt = fit_format(which[0], POOL)
+        labels, ask = fmt.labels, lambda **more: score_numbers(engine, asked, fmt, tokenizer, **more)
+    else:
+        labels, ask = which, lambda **more: score_options(engine, asked, which, tokenizer, **more)
+    single = all(len(path) == 1 for cut in cuts(asked, tokenizer, labels) for path in cut.labels)
+    whole = ask()
+    assert not engine.among
+    relative = ask(mass=False)
+    assert engine.among == single
+    for a, b in zip(whole, relative):
+        assert np.allclose(a.probs, b.probs, rtol=1e-5) and a.raw == b.raw
+        assert np.isnan(b.mass) if single else a.mass == b.mass
+
+
 def test_the_trie_asks_once_for_each_inner_node():
     tok = family("digits")
     engine = HashEngine(tok)

@@ -463,6 +463,41 @@ def test_the_unembedding_has_the_models_own_scale(name, more):
     assert max(np.abs(plainly(llm, p) - row).max() for p, row in zip(prompts, run.logprobs)) < 1e-5
 
 
+@pytest.mark.parametrize("as_own", [True, False])
+def test_logits_among_some_tokens_are_the_whole_vocabularys(tiny, as_own, monkeypatch):
+    """The same distribution, whether the model's head can be narrowed to the tokens or has to be asked for all."""
+    if not as_own:
+        monkeypatch.setattr(parts, "_measured_scale", lambda model: float("nan"))
+    monkeypatch.setattr(parts, "_scales", {})
+    many, engine, seen = prompts(tiny, seed=7), Engine(tiny, branch=32), []
+    head = tiny.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, out: seen.append(out.shape[-1]))
+    for ids in ([40, 3, 96, 7], [5], np.random.default_rng(0).permutation(97).tolist()):
+        whole = engine.next_token(many, ids).astype(np.float64)
+        seen.clear()
+        found = engine.next_token(many, ids, among=True)
+        asked = set(seen[-len(seen) // 2 :] if as_own else seen)
+        assert np.abs(found - (whole - np.log(np.exp(whole).sum(1, keepdims=True)))).max() < NEAR
+        assert asked == {len(ids) if as_own else 97}
+    handle.remove()
+    assert "forward" not in head.__dict__ and np.abs(engine.next_token(many) - reference(tiny, many)).max() < NEAR
+
+
+def test_a_head_that_is_laid_out_or_has_a_scale_and_a_bias_is_narrowed_too():
+    llm = of_config("GraniteConfig", logits_scaling=8.0)
+    head = llm.model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.linspace(-1, 1, len(head.weight)))
+    many, ids = [of_ids(llm, n, n) for n in (9, 14, 11)], [50, 4, 33]
+    whole = Engine(llm).next_token(many, ids).astype(np.float64)
+    want = whole - np.log(np.exp(whole).sum(1, keepdims=True))
+    for laid in (False, True):
+        if laid:
+            assert products.lay_out(llm.model)
+        own = head.__dict__.get("forward")
+        assert np.abs(Engine(llm).next_token(many, ids, among=True) - want).max() < NEAR
+        assert head.__dict__.get("forward") is own and (own is not None) == laid
+
+
 @pytest.mark.parametrize("larger", [0, 12, 30])
 def test_logits_near_their_cap_do_not_hide_the_scale(larger):
     """In bfloat16, where a capped logit says little of what it was, as a trained Gemma 2 has them."""

@@ -30,7 +30,7 @@ class Answer:
     values  (m,) ascending, in task units; empty if there is no answer
     probs   (m,) that sum to one
     mass    probability that the model gave to these answers before they were made to sum to one; NaN where it was not
-            measured (free text)
+            measured (free text, or nobody asked)
     raw     the most probable label, or the text that was read
     status  "ok", or why there is no answer
     """

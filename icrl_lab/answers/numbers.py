@@ -17,7 +17,7 @@ import numpy as np
 from icrl_lab.answers.distributions import Answer
 from icrl_lab.answers.formats import LabelFormat
 from icrl_lab.answers.parse import parse_answers, parse_option
-from icrl_lab.answers.tries import label_logprobs
+from icrl_lab.answers.tries import tries
 from icrl_lab.errors import StudyError
 from icrl_lab.prompts import cuts
 from icrl_lab.prompts.cuts import Cut
@@ -39,6 +39,7 @@ def score_numbers(
     *,
     beam: int = 12,
     levels: int | None = None,
+    mass: bool = True,
 ) -> list[Answer]:
     """The distribution over numbers in task units behind each prompt (as they come from `render_all`).
 
@@ -46,6 +47,8 @@ def score_numbers(
     as the pool's longest label can have, and 9 at least); `mass` is the probability of all numbers that were followed to their
     end and are no larger than `fmt.largest`: an improbable exponent would rule the mean. Prompts whose probabilities cannot be used
     are failures.
+
+    mass  False: nobody asks how probable all labels are together. Where each is one token it is then not computed, and NaN
     """
     if not prompts:
         return []
@@ -53,16 +56,18 @@ def score_numbers(
         # a space of its own, a character a token, and the end
         most = max(9, fmt.longest + 2) if levels is None else levels
         return _Beam(engine, prompts, tokenizer, beam, most).run(fmt)
-    logp, _ = label_logprobs(engine, prompts, tokenizer, fmt.labels)
+    found = tries(prompts, tokenizer, fmt.labels)
+    among = found.single and not mass
     out = []
-    for row in logp:
+    for row in found.logprobs(engine, among=among):
         if np.isnan(row).any() or np.isposinf(row).any():
             out.append(Answer.failed("the model's probabilities are not finite"))
         elif np.isneginf(row).all():
             out.append(Answer.failed("no label has any probability", mass=0.0))
         else:
             raw = fmt.labels[int(np.argmax(row))]
-            out.append(Answer(fmt.values, np.exp(row - row.max()), float(np.exp(row).sum()), raw))
+            whole = float("nan") if among else float(np.exp(row).sum())
+            out.append(Answer(fmt.values, np.exp(row - row.max()), whole, raw))
     return out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from icrl_lab.answers.distributions import Choice
 from icrl_lab.answers.numbers import generated, new_tokens
 from icrl_lab.answers.parse import parse_option
-from icrl_lab.answers.tries import label_logprobs
+from icrl_lab.answers.tries import tries
 from icrl_lab.values import Rendered
 
 
@@ -23,6 +23,7 @@ def score_options(
     end: str = "\n",
     per_token: bool = False,
     content_free: Sequence[Rendered] = (),
+    mass: bool = True,
 ) -> list[Choice]:
     """The distribution over the options (the labels as the shots write them) behind each prompt.
 
@@ -31,22 +32,25 @@ def score_options(
     content_free  prompts whose query says nothing; the mean log-probability behind them is subtracted (contextual
                   calibration, Zhao et al. 2021)
 
-    `mass` is the probability of all options together, before any of that.
+    `mass` of a Choice is the probability of all options together, before any of that; with `mass` False it is NaN where each
+    is one token, and the others are not computed.
     """
     options = tuple(options)
     if not prompts:
         return []
-    logp, length = label_logprobs(engine, [*prompts, *content_free], tokenizer, options, end)
-    score = logp / length if per_token else logp
+    found = tries([*prompts, *content_free], tokenizer, options, end)
+    among = found.single and not mass
+    logp = found.logprobs(engine, among=among)
+    score = logp / found.length if per_token else logp
     n = len(prompts)
     prior = score[n:].mean(axis=0) if content_free else np.zeros(len(options))
-    return [_choice(options, score[i] - prior, logp[i]) for i in range(n)]
+    whole = np.full(n, np.nan) if among else np.exp(logp[:n]).sum(1)
+    return [_choice(options, score[i] - prior, float(whole[i])) for i in range(n)]
 
 
-def _choice(options: tuple[str, ...], score: np.ndarray, logp: np.ndarray) -> Choice:
+def _choice(options: tuple[str, ...], score: np.ndarray, mass: float) -> Choice:
     if np.isnan(score).any() or np.isposinf(score).any():
         return Choice.failed(options, "the model's probabilities are not finite")
-    mass = float(np.exp(logp).sum())
     if np.isneginf(score).all():
         return Choice.failed(options, "no option has any probability", mass=mass)
     probs = np.exp(score - score.max())

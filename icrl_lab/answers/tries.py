@@ -30,16 +30,27 @@ class Tries:
     cuts: tuple[Cut, ...]
 
     @property
+    def single(self) -> bool:
+        """Whether every label is one token, behind all prompts the same."""
+        return len({cut.labels for cut in self.cuts}) == 1 and all(len(path) == 1 for path in self.cuts[0].labels)
+
+    @property
     def length(self) -> np.ndarray:
         """(n, labels) tokens of each label."""
         return np.array([[len(path) for path in cut.labels] for cut in self.cuts])
 
     def logprobs(
-        self, engine: Any, bases: Sequence[Rendered] | None = None, of: Sequence[int] | None = None
+        self,
+        engine: Any,
+        bases: Sequence[Rendered] | None = None,
+        of: Sequence[int] | None = None,
+        *,
+        among: bool = False,
     ) -> np.ndarray:
         """(n, labels) log-probability of each label behind each base.
 
         bases  others than the room's own, e.g. edited ones; `of` says which prompt each comes from
+        among  given that it is one of them, which costs less; only where each is a `single` token
         """
         bases = self.bases if bases is None else bases
         found = self.cuts if of is None else [self.cuts[i] for i in of]
@@ -51,7 +62,9 @@ class Tries:
             asked.extend(base.extend(node) if node else base for node in nodes)
         ids = sorted({token for cut in found for path in cut.labels for token in path})
         column = {token: i for i, token in enumerate(ids)}
-        table = np.asarray(engine.next_token(asked, ids), np.float64)
+        assert self.single or not among, "the probability of a later token is none among the labels"
+        given = {"among": True} if among else {}
+        table = np.asarray(engine.next_token(asked, ids, **given), np.float64)
         rows = [
             [sum(table[at[path[:i]], column[path[i]]] for i in range(len(path))) for path in cut.labels]
             for cut, at in zip(found, where)
@@ -74,14 +87,6 @@ def tries(prompts: Sequence[Rendered], tokenizer: Any, labels: Sequence[str], en
             raise ValueError("one label begins another: give the text that ends a label")
         found = cuts(prompts, tokenizer, labels, end)
     return Tries(tuple(cut.apply(prompt) for prompt, cut in zip(prompts, found)), tuple(found))
-
-
-def label_logprobs(
-    engine: Any, prompts: Sequence[Rendered], tokenizer: Any, labels: Sequence[str], end: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability (n, labels) of each label behind each prompt, and its length in tokens (n, labels); see `tries`."""
-    found = tries(prompts, tokenizer, labels, end)
-    return found.logprobs(engine), found.length
 
 
 def _prefixed(paths: Sequence[tuple[int, ...]]) -> bool:

@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def cascading(llm: LLM, streams: bool = False) -> Iterator[None]:
+def cascading(llm: LLM, streams: bool = False, ids: torch.Tensor | None = None) -> Iterator[bool]:
     """The model with our attention function (and, with `streams`, hooks where the residual stream is read) and the
-    measured number of threads, and as it was afterwards."""
+    measured number of threads, and as it was afterwards. True: its logits are those of `ids` alone (see `parts.reading`)."""
     model = llm.model
     before, threads = model.config._attn_implementation, torch.get_num_threads()
-    model.set_attn_implementation(attention.NAME)
-    if llm.threads:
-        torch.set_num_threads(llm.threads)
     try:
-        with (
-            parts.hooked(model, attention.residual) if streams else nullcontext(),
-            parts.narrowed(model, attention.read),
-        ):
-            yield
+        with parts.reading(model, ids) as alone:
+            model.set_attn_implementation(attention.NAME)
+            if llm.threads:
+                torch.set_num_threads(llm.threads)
+            with (
+                parts.hooked(model, attention.residual) if streams else nullcontext(),
+                parts.narrowed(model, attention.read),
+            ):
+                yield alone
     finally:
         model.set_attn_implementation(before)
         torch.set_num_threads(threads)
@@ -88,9 +89,11 @@ def embed(model, prompts: Sequence[Rendered], where: np.ndarray) -> torch.Tensor
     return embeds
 
 
-def log_probabilities(found: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
-    """float32, of logits, normalised over the whole vocabulary; a few (`ids`) stay on the device, so that a GPU need not wait for
-    the host between packs."""
+def log_probabilities(found: torch.Tensor, ids: torch.Tensor | None, among: bool = False) -> torch.Tensor:
+    """float32, of logits, normalised over all that there are, or among `ids`; a few (`ids`) stay on the device, so that a GPU need
+    not wait for the host between packs."""
     found = found.float()
+    if among and ids is not None:
+        return found.index_select(-1, ids).log_softmax(-1)
     norm = found.logsumexp(-1, keepdim=True)
     return (found - norm).cpu() if ids is None else found.index_select(-1, ids) - norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -92,6 +93,34 @@ def narrowed(model: Any, rows: Callable[[], torch.Tensor | None]) -> Iterator[No
             mlp.forward = own
 
 
+@contextmanager
+def reading(model: Any, ids: torch.Tensor | None) -> Iterator[bool]:
+    """While the model runs, its unembedding computes the logits of `ids` alone, in their order. False, and all of them, where none
+    are given or a logit of this model depends on more than its own row."""
+    head = model.get_output_embeddings()
+    if ids is None or type(head) is not torch.nn.Linear or not _row_by_row(model):
+        yield False
+        return
+    weight, bias = head.weight[ids], None if head.bias is None else head.bias[ids]
+    own = head.__dict__.get("forward")
+    head.__dict__["forward"] = lambda states: torch.nn.functional.linear(states, weight, bias)
+    try:
+        yield True
+    finally:
+        del head.__dict__["forward"]
+        if own is not None:
+            head.__dict__["forward"] = own
+
+
+def _row_by_row(model: Any) -> bool:
+    """Whether the logits are a multiple of the unembedding, below a cap."""
+    try:
+        _scale(model)
+    except ModelError:
+        return False
+    return True
+
+
 def unembed(model: Any, states: torch.Tensor) -> torch.Tensor:
     """(n, V) float32 logits of residual states (n, d): the final norm, the unembedding, the model's own scale and its cap."""
     _, norm = blocks(model)
@@ -111,25 +140,32 @@ def _scale(model: Any) -> float:
     ModelError where its logits are no multiple of the unembedding of its last norm.
     """
     if model not in _scales:
-        seen: list[torch.Tensor] = []
-        handle = blocks(model)[1].register_forward_hook(lambda module, args, out: seen.append(out))
-        ids = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 8, device=model.device).long()[None]
-        try:
-            own = model(input_ids=ids, use_cache=False).logits[0].float()
-        finally:
-            handle.remove()
-        plain = model.get_output_embeddings()(seen[-1][0]).float()
-        if (
-            cap := _cap(model)
-        ) is not None:  # near its cap a logit, in half precision above all, no longer tells what it was
-            free = own.abs() < cap / 2
-            own, plain = cap * torch.atanh(own[free] / cap), plain[free]
-        if not own.any() and not plain.any():  # logits of nothing but zeros tell no scale, and have none
-            return 1.0
-        scale = float((own * plain).sum() / plain.square().sum())
-        if not float((own - scale * plain).abs().max()) <= CLOSE * float(own.abs().max()):
-            raise ModelError(
-                f"the logits of a {type(model).__name__} are no unembedding of its last norm: no lens can be had"
-            )
-        _scales[model] = 1.0 if abs(scale - 1) < CLOSE else scale
+        _scales[model] = _measured_scale(model)
+    if math.isnan(_scales[model]):
+        raise ModelError(
+            f"the logits of a {type(model).__name__} are no unembedding of its last norm: no lens can be had"
+        )
     return _scales[model]
+
+
+def _measured_scale(model: Any) -> float:
+    """NaN where the logits are no multiple."""
+    seen: list[torch.Tensor] = []
+    handle = blocks(model)[1].register_forward_hook(lambda module, args, out: seen.append(out))
+    ids = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 8, device=model.device).long()[None]
+    try:
+        own = model(input_ids=ids, use_cache=False).logits[0].float()
+    finally:
+        handle.remove()
+    plain = model.get_output_embeddings()(seen[-1][0]).float()
+    if (
+        cap := _cap(model)
+    ) is not None:  # near its cap a logit, in half precision above all, no longer tells what it was
+        free = own.abs() < cap / 2
+        own, plain = cap * torch.atanh(own[free] / cap), plain[free]
+    if not own.any() and not plain.any():  # logits of nothing but zeros tell no scale, and have none
+        return 1.0
+    scale = float((own * plain).sum() / plain.square().sum())
+    if not float((own - scale * plain).abs().max()) <= CLOSE * float(own.abs().max()):
+        return math.nan
+    return 1.0 if abs(scale - 1) < CLOSE else scale

@@ -33,7 +33,7 @@ PACK = {"cpu": 1280, "cuda": 8192}
 class Result:
     """What a run gives back, in the order of the prompts.
 
-    logprobs  (n, len(ids)) float32: log-probability of the next token, normalised over the whole vocabulary
+    logprobs  (n, len(ids)) float32: log-probability of the next token, normalised over the whole vocabulary, or among `ids`
     traces    n traces where a capture was asked, else empty
     computed, asked  tokens that went through the model, and tokens of all prompts laid end to end
     """
@@ -53,6 +53,8 @@ class _Job:
     ids: torch.Tensor | None
     edits: Edits
     keeper: Keeper | None = None
+    among: bool = False
+    alone: bool = False  # whether the logits are those of `ids` and of no other token
     read: list[tuple[list[int], torch.Tensor]] = field(default_factory=list)  # sequences, and their rows on the device
     computed: int = 0
 
@@ -85,24 +87,32 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ what is asked
 
-    def next_token(self, prompts: Sequence[Rendered], ids: Sequence[int] | None = None) -> np.ndarray:
-        """(n, len(ids)) float32 log-probabilities of the token after each prompt, read at `ids` (None: the whole vocabulary)."""
-        return self.run(prompts, ids).logprobs
+    def next_token(
+        self, prompts: Sequence[Rendered], ids: Sequence[int] | None = None, *, among: bool = False
+    ) -> np.ndarray:
+        """(n, len(ids)) float32 log-probabilities of the token after each prompt, read at `ids` (None: the whole vocabulary).
+
+        among  given that it is one of `ids`: the unembedding of the others is not computed
+        """
+        return self.run(prompts, ids, among=among).logprobs
 
     def run(
         self,
         prompts: Sequence[Rendered],
         ids: Sequence[int] | None = None,
         capture: Capture | Sequence[Capture] | None = None,
+        *,
+        among: bool = False,
     ) -> Result:
-        """Log-probabilities after each prompt, and what `capture` (one for all, or one a prompt) asks to keep.
+        """Log-probabilities after each prompt (see `next_token`), and what `capture` (one for all, or one a prompt) asks to keep.
 
         Each distinct stretch of the prompts' prefix tree is computed once, edits included. Equal prompts give equal rows.
         A prompt that is empty or longer than the model's context is a DataError, as is an edit that it cannot have and a
         capture that would keep more than `limit` bytes; an edit that did not fire is a RuntimeError.
         """
         job = self._job(prompts, ids, capture)
-        with torch.inference_mode(), self._cascading(job.streams):
+        job.among = among and ids is not None
+        with torch.inference_mode(), self._cascading(job.streams, job.ids if job.among else None) as job.alone:
             for branches in self._walk(job, build(job.symbols)):
                 self._packs(job, branches)
         job.edits.finish(prompts, job.symbols)
@@ -268,11 +278,11 @@ class Engine:
     # ------------------------------------------------------------------------------------ one pass
 
     @contextmanager
-    def _cascading(self, streams: bool = False) -> Iterator[None]:
+    def _cascading(self, streams: bool = False, ids: torch.Tensor | None = None) -> Iterator[bool]:
         """The model with our attention function; a pass cut short may leave half a stretch, which is then forgotten."""
         try:
-            with forward.cascading(self.llm, streams):
-                yield
+            with forward.cascading(self.llm, streams, ids) as alone:
+                yield alone
         except BaseException:
             self.held = self.held[:0]
             raise
@@ -289,7 +299,10 @@ class Engine:
             raise RuntimeError(f"{changes} rows were to be edited and {state.applied} were")
         job.computed += len(where)
         if ends:
-            job.read.append(([s for s, _ in ends], forward.log_probabilities(logits, job.ids)))
+            found = (
+                logits.float().log_softmax(-1) if job.alone else forward.log_probabilities(logits, job.ids, job.among)
+            )
+            job.read.append(([s for s, _ in ends], found))
         if marked and job.keeper:
             job.keeper.keep(state, marked)
 

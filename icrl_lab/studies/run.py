@@ -195,8 +195,8 @@ class Study:
     def _score(self, engine: Engine, rendered: list[Rendered]) -> list[Any]:
         """The distribution behind each prompt, over numbers or options."""
         if (fmt := self.material.format) is not None:
-            return answers.score_numbers(engine, rendered, fmt, self.llm.tokenizer)
-        given: dict[str, Any] = {"per_token": self.plan.per_token, "end": self.material.template.behind}
+            return answers.score_numbers(engine, rendered, fmt, self.llm.tokenizer, mass=False)
+        given: dict[str, Any] = {"per_token": self.plan.per_token, "end": self.material.template.behind, "mass": False}
         return answers.score_options(engine, rendered, self.task.options, self.llm.tokenizer, **given)
 
     def _ask(self, engine: Engine, cell: Cell, rendered: list[Rendered], queries: int, draw: int) -> list[Any]:
@@ -221,7 +221,7 @@ class Study:
         for group, nothing in zip(groups, free):
             some = rendered[start : start + len(group.queries)]
             given: dict[str, Any] = {"per_token": self.plan.per_token, "end": self.material.template.behind}
-            given["content_free"] = nothing
+            given |= {"content_free": nothing, "mass": False}
             found += answers.score_options(engine, some, self.task.options, self.llm.tokenizer, **given)
             start += len(group.queries)
         return found
