@@ -11,6 +11,7 @@ import icrl_lab as lab
 from icrl_lab import tables
 from icrl_lab.encoders import repeat
 from icrl_lab.errors import DataError, StudyError
+from icrl_lab.probes.scene import scene
 from icrl_lab.studies import Study, open_run
 from icrl_lab.studies.cells import cells
 from icrl_lab.studies.manifest import manifest
@@ -530,6 +531,33 @@ def test_the_whole_pipeline_finds_a_planted_signal_and_none_where_there_is_none(
     assert (null["pearson_low"] < 0).all()
 
 
+def test_a_mixture_is_the_mean_of_what_its_arms_say_and_costs_no_forward_pass_beside_them(task, vectors, llm, tmp_path):
+    alone = ["random-projection x3", {"name": "ridge", "budget": 6, "slot_scale": 1.0}]
+    mixed = {"name": "random-projection", "draws": 3, "also": [alone[1]]}
+    asked = {**PLAN, "label_format": "letter", "controls": ["real", "noise"], "seeds": 2}
+    both = Study(task, vectors, llm, **{**asked, "arms": [*alone, mixed]})
+    frame = both.run(tmp_path / "run", progress=False).to_dataframe()
+    one, other, mix = (
+        frame[frame["arm"] == arm.label].set_index(["control", "seed", "item"]) for arm in both.plan.arms
+    )
+    assert both.plan.arms[2].label == "random-projection x3 + ridge budget=6 slot_scale=1"
+    assert np.allclose(mix["prediction"], (one["prediction"] + other["prediction"]) / 2, rtol=1e-6)
+    assert not np.allclose(one["prediction"], other["prediction"], rtol=1e-3)
+    assert (mix["draws"] == 4).all() and (mix["gold_labels"] == 6).all() and (one["gold_labels"] == 4).all()
+    without = Study(task, vectors, llm, **{**asked, "arms": alone})
+    without.run(progress=False)
+    assert both.engine.computed == without.engine.computed
+    only = Study(task, vectors, llm, **{**asked, "arms": [mixed]}).run(tmp_path / "run2", progress=False)
+    assert np.allclose(
+        only.to_dataframe().set_index(["control", "seed", "item"])["prediction"], mix["prediction"], rtol=1e-5
+    )
+    # what is killed goes on; the manifest's plan is the study's
+    again = Study(task, vectors, llm, **{**asked, "arms": [mixed]}).run(tmp_path / "run2", resume=True, progress=False)
+    assert again.to_dataframe().equals(only.to_dataframe())
+    assert plan_of(only.manifest["study"]["study"]).arms == plan_of({**asked, "arms": [mixed]}).arms
+    assert scene(both, both.plan.arms[2].label).cell.arm == both.plan.arms[0]  # a probe looks at prompts of one arm
+
+
 def test_repeated_shots_stand_twice_and_letters_are_read(task, vectors, llm):
     once, twice = (
         {
@@ -583,7 +611,9 @@ def test_slots_that_repeat_a_vector_change_nothing_but_the_prompts(task, vectors
                 continue
             first, second = p.vectors.reshape(-1, 2, llm.width), q.vectors.reshape(-1, 5, llm.width)
             near = 1e-5 * np.abs(first).max()  # a product of more rows may round otherwise
-            assert np.abs(second[:, :4] - first[:, :1]).max() < near and np.abs(second[:, 4:] - first[:, 1:]).max() < near
+            assert (
+                np.abs(second[:, :4] - first[:, :1]).max() < near and np.abs(second[:, 4:] - first[:, 1:]).max() < near
+            )
     near = replace(plan, arms=plan.arms[1:2], selection=("nearest",))
     a, b = (Material(task, [v, other], llm, near).shots(next(cells(near)), 0) for v in (vectors, repeat(vectors, 4)))
     assert [g.positions.tolist() for g in a] == [g.positions.tolist() for g in b]

@@ -169,7 +169,7 @@ def unlike(study: Study) -> str:
 
 
 def pick(study: Study, arm: str | None) -> Any:
-    """The arm of a study by its label; None: the first that has slots. "text" may be asked for whether the study runs it or not."""
+    """The arm of a study by its label, of a mixture its first; None: the first that has slots. "text" may be asked for whether the study runs it or not."""
     arms = {a.label: a for a in study.plan.arms}
     if arm == "text" and arm not in arms and study.task.text is not None:
         return Arm("text")
@@ -177,7 +177,7 @@ def pick(study: Study, arm: str | None) -> Any:
         arm = next((a.label for a in study.plan.arms if a.has_slots), next(iter(arms)))
     if arm not in arms:
         raise StudyError(f"the study has no arm {arm!r}; {nearest(arm, arms)}")
-    return arms[arm]
+    return arms[arm].members[0]
 
 
 def cell_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from icrl_lab.studies.sections import Arm, PlanSpec
@@ -22,6 +22,11 @@ class Cell:
     selection: str
     order: str
     seed: int
+
+    @property
+    def members(self) -> tuple[Cell, ...]:
+        """The cells whose answers this one mixes, or itself."""
+        return tuple(replace(self, arm=arm) for arm in self.arm.members)
 
     @property
     def key(self) -> str:

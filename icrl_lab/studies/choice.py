@@ -166,7 +166,7 @@ class Choice:
 
     def gold_labels(self, cell: Cell) -> int:
         """Labels of the pool that the arm may look at: those of its shots, and a supervised map's own budget."""
-        return max(cell.shots, int(cell.arm.options.get("budget", 0)))
+        return max(cell.shots, *(int(arm.options.get("budget", 0)) for arm in cell.arm.members))
 
     @property
     def words(self) -> dict[str, Any]:

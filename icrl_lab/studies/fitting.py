@@ -53,7 +53,7 @@ class Fitting:
     @cached_property
     def tokens(self) -> maps.Tokens:
         """What the maps may know of the model, and of the texts of the pool (never of the queries)."""
-        names = {arm.name for arm in self.plan.arms}
+        names = {arm.name for arm in self.plan.asked}
         text = pca = None
         if "moments-text" in names and self.task.text is not None:
             text = self._token_ids([self.task.text[p] for p in self.task.pool])

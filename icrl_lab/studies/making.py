@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -114,11 +116,16 @@ def _arms(arms: Iterable[Any], draws: int, slot_scale: float) -> tuple[Arm, ...]
             again = f'in [study], arms has {arm.label!r} twice; take one out, or name it with as = "..."'
             raise Wrong(("study", "arms"), again)
         found[arm.label] = arm
+    asked: dict[str, Arm] = {}
+    for arm in (member for mixture in found.values() for member in mixture.members):
+        if asked.setdefault(arm.label, arm) != arm:  # what is fitted for an arm is found by its label
+            again = f'in [study], arms asks two different arms {arm.label!r}; name one of them with as = "..."'
+            raise Wrong(("study", "arms"), again)
     return tuple(found.values())
 
 
 def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
-    """An arm from "name", "name x16" or {name = ..., as = ..., draws = ..., slot_scale = ..., options of the map}."""
+    """An arm from "name", "name x16" or {name = ..., as = ..., draws = ..., slot_scale = ..., also = [arms], options of the map}."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
         raise Bad(f'must hold names or tables such as {{name = "moments-vocab", draws = 16}}, not {show(value)}')
@@ -136,7 +143,7 @@ def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
     checks: dict[str, Check] = {
         "as": text,
         "draws": DRAWS,
-        **({"slot_scale": SCALE} if name not in TEXT_ARMS else {}),
+        **({"slot_scale": SCALE, "also": partial(_beside, draws, slot_scale)} if name not in TEXT_ARMS else {}),
     }
     checks |= dict.fromkeys(_map_options(name), option) | ({"budget": whole(1, 10**9)} if _needs_labels(name) else {})
     for key, given in own.items():
@@ -146,15 +153,25 @@ def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
             own[key] = checks[key](given)
         except Bad as bad:
             raise Bad(f"gives {written!r} a wrong {key}: it {bad}", written) from None
-    options = {k: v for k, v in own.items() if k not in ("as", "draws", "slot_scale")}
+    options = {k: v for k, v in own.items() if k not in ("as", "draws", "slot_scale", "also")}
     shown = [
         name,
         *([f"x{own['draws']}"] if own.get("draws", 1) > 1 else []),
         *(k if v is True else f"{k}={v}" for k, v in options.items()),
     ]
-    shown += [f"slot_scale={own['slot_scale']:g}"] if "slot_scale" in own else []
-    label = own.get("as") or " ".join(shown)
-    return Arm(name, label, own.get("draws", draws), own.get("slot_scale", slot_scale), options)
+    shown += [f"slot_scale={own['slot_scale']:g}"] if own.get("slot_scale", slot_scale) != slot_scale else []
+    arm = Arm(name, " ".join(shown), own.get("draws", draws), own.get("slot_scale", slot_scale), options)
+    mixed = (arm, *own["also"]) if "also" in own else ()
+    return replace(arm, label=own.get("as") or " + ".join(m.label for m in mixed or (arm,)), mixed=mixed)
+
+
+def _beside(draws: int, slot_scale: float, value: Any) -> tuple[Arm, ...]:
+    """The arms that are mixed with another one."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    found = tuple(arm if isinstance(arm, Arm) else _arm(arm, draws, slot_scale) for arm in values)
+    if not found or any(arm.mixed or not arm.has_slots for arm in found):
+        raise Bad("must be arms with slots, none of which is a mixture itself")
+    return found
 
 
 def _map_options(name: str) -> set[str]:

@@ -19,7 +19,7 @@ def check(task: Task, plan: PlanSpec) -> None:
         )
     if not len(task.queries):
         raise DataError(f"task {task.name!r} has no item to ask about; its split leaves the query side empty")
-    needs_text = [*reads_text(plan), *(a.label for a in plan.arms if a.name == "moments-text")]
+    needs_text = [*reads_text(plan), *(a.label for a in plan.asked if a.name == "moments-text")]
     if task.text is None and needs_text:
         raise StudyError(
             f"task {task.name!r} has no text, and {needs_text[0]} needs one; name its text column or leave it out"
@@ -42,7 +42,7 @@ def check(task: Task, plan: PlanSpec) -> None:
         )
     if plan.queries_per_prompt > 1 and any(shots.needs_query(s) for s in (*plan.selection, *plan.order)):
         raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
-    for arm in plan.arms:
+    for arm in plan.asked:
         if maps.NEEDS.get(arm.name) == "labels":
             _check_labels(arm, task, plan)
 

@@ -105,7 +105,8 @@ class Study:
         """Fit and write what the first seed asks for once, so that what cannot be is an error before anything is computed."""
         for cell in todo:
             if cell.control == "real" and cell.seed == todo[0].seed:
-                self.material.rendered(cell, 0)
+                for member in cell.members:
+                    self.material.rendered(member, 0)
 
     def compute(self, cell: Cell) -> pd.DataFrame:
         """The predictions of one cell, one row a query, in the columns of predictions.parquet."""
@@ -114,15 +115,20 @@ class Study:
         start, self._early = time.perf_counter(), 0.0
         by_query: dict[int, list[Any]] = {}
         lengths: dict[int, int] = {}
-        for draw in range(cell.arm.draws):
-            rendered, groups = self.material.rendered(cell, draw)
-            order = [q for group in groups for q in group.queries]
-            for query, answer in zip(order, self._answers(cell, rendered, groups, draw)):
-                by_query.setdefault(query, []).append(answer)
-            size = self.plan.queries_per_prompt
-            lengths |= {q: lengths.get(q, 0) + len(rendered[i // size]) for i, q in enumerate(order)}
-            if draw == 0:
-                shown = {q: group for group in groups for q in group.queries}
+        for member in cell.members:
+            found: dict[int, list[Any]] = {}
+            for draw in range(member.arm.draws):
+                rendered, groups = self.material.rendered(member, draw)
+                order = [q for group in groups for q in group.queries]
+                for query, answer in zip(order, self._answers(member, rendered, groups, draw)):
+                    found.setdefault(query, []).append(answer)
+                size = self.plan.queries_per_prompt
+                lengths |= {q: lengths.get(q, 0) + len(rendered[i // size]) for i, q in enumerate(order)}
+                if draw == 0:
+                    shown = {q: group for group in groups for q in group.queries}
+            for query, draws in found.items():
+                # a member weighs the same, however many draws it has
+                by_query.setdefault(query, []).extend([answers.mix(draws)] if cell.arm.mixed else draws)
         seconds = (time.perf_counter() - start + self._early) / len(by_query)
         rows = [
             self._row(cell, query, answers.mix(found), shown[query], seconds, lengths[query])
@@ -154,7 +160,7 @@ class Study:
         room = engine.pack - build(all_symbols(rendered)).size
         new = {key: rendered}
         coming = [(cell, later) for later in range(draw + 1, cell.arm.draws)]
-        coming += [(c, d) for c in self._coming if c.seed == cell.seed for d in range(c.arm.draws)]
+        coming += [(m, d) for c in self._coming if c.seed == cell.seed for m in c.members for d in range(m.arm.draws)]
         for other, later in coming if room > 0 else ():
             try:
                 prompts = self.material.rendered(other, later)[0]
@@ -254,7 +260,7 @@ class Study:
             "seconds": seconds,
             "prompt_tokens": tokens,
             "gold_labels": material.gold_labels(cell),
-            "draws": cell.arm.draws,
+            "draws": sum(arm.draws for arm in cell.arm.members),
             "shot_items": ";".join(task.ids[p] for p in shown.positions),
             "reference": material.reference(shown),
             "copied": bool(answer.ok and material.copied(answer, shown)),
@@ -306,9 +312,9 @@ class Study:
     def refit(self) -> None:
         """Fit the maps of cells that were finished by an earlier process: fits are pure, so they come out the same."""
         for cell in self.cells():
-            if cell.arm.has_slots:
-                for draw in range(cell.arm.draws):
-                    self.material.fitting.slot_maps(cell, draw)
+            for member in cell.members if cell.arm.has_slots else ():
+                for draw in range(member.arm.draws):
+                    self.material.fitting.slot_maps(member, draw)
 
 
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:

@@ -19,6 +19,7 @@ class Arm:
     draws       draws of map and shot order whose predictive distributions are mixed
     slot_scale  norm of a slot relative to a token's
     options     the map's own arguments, `row_normalise`, and for maps that need labels `budget`
+    mixed       the arms whose answers this one mixes, each with the same weight; the first is this one asked alone. Empty: none
     """
 
     name: str
@@ -26,23 +27,30 @@ class Arm:
     draws: int = 1
     slot_scale: float = 0.5
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    mixed: tuple[Arm, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.name)
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     def __reduce__(self):  # a mapping proxy does not pickle
-        return Arm, (self.name, self.label, self.draws, self.slot_scale, dict(self.options))
+        return Arm, (self.name, self.label, self.draws, self.slot_scale, dict(self.options), self.mixed)
 
     @property
     def has_slots(self) -> bool:
         """False for the arms that write text only; controls of the vectors mean nothing there."""
         return self.name not in TEXT_ARMS
 
+    @property
+    def members(self) -> tuple[Arm, ...]:
+        """The arms that are asked: those that it mixes, or itself."""
+        return self.mixed or (self,)
+
     def to_dict(self) -> dict[str, Any]:
         """As an inline table of a study file."""
         scale = {"slot_scale": self.slot_scale} if self.has_slots else {}
-        return {"name": self.name, "as": self.label, "draws": self.draws, **scale, **self.options}
+        also = {"also": [arm.to_dict() for arm in self.mixed[1:]]} if self.mixed else {}
+        return {"name": self.name, "as": self.label, "draws": self.draws, **scale, **self.options, **also}
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,11 @@ class PlanSpec:
     queries_per_prompt: int = 1
     repeat: int = 1
     split_seed: int = 0
+
+    @property
+    def asked(self) -> tuple[Arm, ...]:
+        """Every arm that is asked, those of mixtures among them."""
+        return tuple(member for arm in self.arms for member in arm.members)
 
 
 @dataclass(frozen=True)

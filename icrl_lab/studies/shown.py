@@ -71,7 +71,7 @@ class Live:
         chosen = {**{name: values[0] for name, values in self.axes.items()}, **condition}
         text = found.name == "text" or chosen["with_text"]
         control = control if found.has_slots else "real"
-        cell = Cell(found, control, text, *(chosen[name] for name in AXES[1:]))
+        cell = Cell(found.members[0], control, text, *(chosen[name] for name in AXES[1:]))
         position = task.ids.index(query)
         group = next(g for g in study.material.shots(cell, 0) if position in g.queries)
         size = study.plan.queries_per_prompt
@@ -179,7 +179,7 @@ def _gathered(study: Study, which: Sequence[int]) -> dict[str, Any]:
 
 def _prompts(study: Study, cell: Cell, asked: Sequence[int]) -> list[tuple[Rendered, tuple[str, ...]]]:
     """The prompt that asks each query, and the items of its shots and queries."""
-    rendered, groups = study.material.rendered(cell, 0)
+    rendered, groups = study.material.rendered(cell.members[0], 0)
     size, number = study.plan.queries_per_prompt, 0
     where: dict[int, tuple[Rendered, tuple[str, ...]]] = {}
     for group in groups:
