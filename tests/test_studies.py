@@ -610,10 +610,9 @@ def test_slots_that_repeat_a_vector_change_nothing_but_the_prompts(task, vectors
                 assert (p.ids == q.ids).all()
                 continue
             first, second = p.vectors.reshape(-1, 2, llm.width), q.vectors.reshape(-1, 5, llm.width)
-            near = 1e-5 * np.abs(first).max()  # a product of more rows may round otherwise
-            assert (
-                np.abs(second[:, :4] - first[:, :1]).max() < near and np.abs(second[:, 4:] - first[:, 1:]).max() < near
-            )
+            close = 1e-5 * np.abs(first).max()  # a product of more rows may round otherwise
+            assert np.abs(second[:, :4] - first[:, :1]).max() < close
+            assert np.abs(second[:, 4:] - first[:, 1:]).max() < close
     near = replace(plan, arms=plan.arms[1:2], selection=("nearest",))
     a, b = (Material(task, [v, other], llm, near).shots(next(cells(near)), 0) for v in (vectors, repeat(vectors, 4)))
     assert [g.positions.tolist() for g in a] == [g.positions.tolist() for g in b]
