@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import icrl_lab as lab
-from icrl_lab import tables
+from icrl_lab import report, tables
 from icrl_lab.encoders import repeat
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.probes.scene import scene
@@ -301,6 +301,19 @@ def test_saved_results_open(task, vectors, llm, tmp_path):
     assert (
         "<table" in result._repr_html_() and result.paper_mode()["selection_of_seeds"].str.contains("test score").all()
     )
+
+
+def test_the_rows_of_a_run_folder_stand_in_the_order_of_the_study(task, vectors, llm, tmp_path):
+    """As those of the result do: "10" is before "2" and "random-projection" before "text" in a dictionary alone."""
+    plan = {**PLAN, "arms": ["text", "random-projection"], "controls": ["real"], "shots": [2, 10], "seeds": [3, 12]}
+    result = Study(task, vectors, llm, **plan).run(tmp_path / "run", progress=False)
+    opened = open_run(tmp_path / "run")
+    pd.testing.assert_frame_equal(opened.to_dataframe(), result.to_dataframe(), check_dtype=False)
+    assert opened.parity("text").layout.title.text == result.parity("text").layout.title.text
+    page = report.write(tmp_path / "run").read_text()
+    assert "2, 10 shots" in page
+    paper = page.split("paper mode beside all seeds")[1]
+    assert paper.index(">text<") < paper.index(">random-projection<")
 
 
 def test_a_saved_result_is_resumed_as_a_run_is(task, vectors, llm, tmp_path, monkeypatch):

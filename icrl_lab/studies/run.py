@@ -93,7 +93,8 @@ class Study:
             spent = ended(self, start)
             if not todo:  # only written again: what the run took is what it took
                 spent |= {key: folder.manifest[key] for key in spent if key in folder.manifest}
-            folder.finish(spent, result.summary(), result.baselines(), result.maps, result.items, kept(self).data)
+            tables = result.summary(), result.baselines(), result.maps, result.items, kept(self).data
+            folder.finish(spent, *tables, predictions=result.predictions)
             if self.spec is not None and self.spec.probes.questions:
                 from icrl_lab.probes.running import run_all
 
