@@ -20,6 +20,7 @@ from icrl_lab.errors import MissingExtra
 from icrl_lab.files import write_text
 from icrl_lab.plots import page, study
 from icrl_lab.plots.page import text
+from icrl_lab.plots.words import many
 from icrl_lab.studies.folder import Record, RunFolder, disk_trouble
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def _head(record: Record, about: Mapping[str, Any]) -> str:
     took = record.manifest.get("seconds")
     parts = [
         f"{about['property'] or about['name']}" + (f" in {about['units']}" if about["units"] else ""),
-        f"{frame['item'].nunique()} items asked about, {frame['seed'].nunique()} seeds, {one('shots')} shots",
+        f"{many(frame['item'].nunique(), 'item')} asked about, {many(frame['seed'].nunique(), 'seed')}, {one('shots')} shots",
         f"encoder {one('encoder')}, model {one('llm')}",
-        f"{len(frame):,} predictions" + (f" in {took:,.0f} s" if isinstance(took, (int, float)) else ""),
+        many(len(frame), "prediction") + (f" in {took:,.0f} s" if isinstance(took, (int, float)) else ""),
     ]
     lines = "".join(f"<li>{text(p)}</li>" for p in parts)
     return f"<h1>{text(about['name'])}: does the model use the vectors?</h1>\n<ul>{lines}</ul>"
@@ -139,9 +140,9 @@ def _result(record: Record, about: Mapping[str, Any], figures: dict[str, go.Figu
         real = rows[rows["control"] == "real"] if (rows["control"] == "real").any() else rows
         name = f"arms-{number}"
         figures[name] = study.arms(rows, record.baselines, metric, about["units"])
-        cells = _cells(rows, metric) + _notes(rows)
+        cells = _cells(rows, about) + _notes(rows)
         inner = (
-            _cells(real, metric, short=True)
+            _cells(real, about, short=True)
             + page.figure(name)
             + (
                 f"<details><summary>all {len(rows)} cells, with every control</summary>{cells}</details>"
@@ -157,13 +158,19 @@ def _result(record: Record, about: Mapping[str, Any], figures: dict[str, go.Figu
     return "\n".join(out)
 
 
-def _cells(rows: pd.DataFrame, metric: str, short: bool = False) -> str:
+def _cells(rows: pd.DataFrame, about: Mapping[str, Any], short: bool = False) -> str:
     """A table of cells; the short one has what a reader asks first: the verdict, the main metric, the difference to noise."""
+    metric = about["metric"]
     metrics = [m for m in (("rmse",) if short else study.METRICS) if m in rows and m != metric]
     plain = ["p_holm", "failures", *(() if short else ("copy_rate", "spread_ratio", "efficiency", "n", "seeds"))]
     plain = [c for c in plain if c in rows]
     header = ["arm", *([] if short else ["control"]), "verdict", study.METRICS[metric], "difference to noise"]
-    header += [*(study.METRICS[m] for m in metrics), "labels seen", "draws", *(WORDS.get(c, c) for c in plain)]
+    header += [
+        *(study.measured(m, about["units"]) for m in metrics),
+        "labels seen",
+        "draws",
+        *(WORDS.get(c, c) for c in plain),
+    ]
     body = []
     for _, row in rows.iterrows():
         verdict = row.get("verdict")
@@ -226,38 +233,40 @@ def _baselines(record: Record, about: Mapping[str, Any]) -> str:
         [text(row[name]), *(_interval(row, m) for m in metrics), *(text(row[c]) for c in others)]
         for _, row in frame.iterrows()
     ]
-    header = ["baseline", *(study.METRICS[m] for m in metrics), *others]
+    header = ["baseline", *(study.measured(m, about["units"]) for m in metrics), *others]
     return "<h2>Baselines on the same shots and items</h2>\n" + page.table(body, header, raw=range(len(header)))
 
 
-def _best(record: Record, about: Mapping[str, Any]) -> pd.DataFrame:
-    """The predictions of the real cell with the best main metric, true labels."""
+def _best(record: Record, about: Mapping[str, Any]) -> tuple[str, pd.DataFrame]:
+    """The predictions of the real cell with the best main metric, true labels; and in words, whose they are: the arm, and of a
+    study of several conditions, which."""
     rows, frame = record.summary, record.predictions
     for column, value in (("control", "real"), ("labels", "true")):
         if (rows[column] == value).any():
             rows = rows[rows[column] == value]
     if not len(rows) or not len(frame):
-        return frame
+        return "", frame.iloc[:0]
     best = rows.iloc[int(np.nanargmax(np.nan_to_num(rows[about["metric"]].to_numpy(float), nan=-np.inf)))]
     keep = np.ones(len(frame), bool)
     for column in ("arm", "control", *study.CONDITIONS):
         if column in rows:
             keep &= (frame[column] == best[column]).to_numpy()
-    return frame[keep]
+    condition = next(words for words, part in study.conditions(record.summary) if best.name in part.index)
+    control = "" if best["control"] == "real" else str(best["control"])
+    return ", ".join(filter(None, [str(best["arm"]), control, condition])), frame[keep]
 
 
 def _figures(record: Record, about: Mapping[str, Any], figures: dict[str, go.Figure]) -> str:
-    best = _best(record, about)
+    name, best = _best(record, about)
     if not len(best):
         return ""
-    arm = str(best["arm"].iloc[0])
     if about["metric"] == "accuracy":
-        figures["best"] = study.confusion(best, title=f"True class and answer, {arm}")
+        figures["best"] = study.confusion(best, title=f"True class and answer, {name}")
     else:
         figures["best"] = study.parity(
-            best, about["units"], about["property"], title=f"Predicted against measured, {arm}"
+            best, about["units"], about["property"], title=f"Predicted against measured, {name}"
         )
-    out = ["<h2>The best arm's predictions</h2>", page.figure("best")]
+    out = [f"<h2>The best arm's predictions ({text(name)})</h2>", page.figure("best")]
     for axis in ("shots", "draws"):
         if study.has_curve(record.summary, axis):
             figures[f"by-{axis}"] = study.curve(record.summary, axis, about["metric"], about["units"])
@@ -272,7 +281,7 @@ def _examples(record: Record, about: Mapping[str, Any]) -> str:
     items = record.items
     if about.get("modality") != "molecule" or about["metric"] == "accuracy" or not {"id", "text"} <= set(items.columns):
         return ""
-    best = _best(record, about)
+    name, best = _best(record, about)
     if not len(best):
         return ""
     best = counted(best)
@@ -293,7 +302,7 @@ def _examples(record: Record, about: Mapping[str, Any]) -> str:
     except MissingExtra as missing:
         return f'<h2>Molecules</h2>\n<p class="soft">{text(missing)}</p>'
     cards = "".join(f'<h3>{text(title)}</h3><div class="cards">{"".join(some)}</div>' for title, some in drawn)
-    return f"<h2>Molecules of the best arm ({text(best['arm'].iloc[0])})</h2>\n{cards}"
+    return f"<h2>Molecules of the best arm ({text(name)})</h2>\n{cards}"
 
 
 def _card(name: str, smiles: str, row: Mapping[str, Any], units: str) -> str:
@@ -304,8 +313,9 @@ def _card(name: str, smiles: str, row: Mapping[str, Any], units: str) -> str:
     label = f"<b>{text(name)}</b><br>" + (f"{text(smiles)}<br>" if smiles != name else "")
     guess = _number(row["answer"])  # "" where it always failed
     numbers = f"measured {_number(row['target'])}" + (f", predicted {guess}" if guess else "") + f" {text(units)}"
+    error = f"mean error {_number(row['error'])} {text(units)}".rstrip()
     lost = f"<br>failed in {row['failed']:.0f} of {row['seeds']:.0f} seeds" if row["failed"] else ""
-    return f'<div class="card">{shown}<div>{label}{numbers}<br>mean error {_number(row["error"])}{lost}</div></div>'
+    return f'<div class="card">{shown}<div>{label}{numbers}<br>{error}{lost}</div></div>'
 
 
 def _probes(record: Record, figures: dict[str, go.Figure]) -> str:
@@ -346,7 +356,7 @@ def _paper(record: Record, about: Mapping[str, Any]) -> str:
     table = stats.paper_mode(frame)
     table = table[table["metric"].isin([about["metric"], "rmse"])]
     varying = [c for c in study.CONDITIONS if c in table and table[c].nunique() > 1]
-    names = [study.METRICS.get(m, m) for m in table["metric"]]
+    names = [study.measured(m, about["units"]) for m in table["metric"]]
     body = [
         [
             row["arm"],

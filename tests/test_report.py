@@ -276,6 +276,49 @@ def test_a_molecule_that_failed_is_as_far_as_the_mean_of_its_shots_and_says_so(t
     assert "failed in" not in words.split("Nearest to the measurement")[1].split("Farthest")[0]
 
 
+def test_the_best_predictions_say_under_which_condition_and_control_they_were_made(tmp_path):
+    """Of an arm with and without text, or at several numbers of shots, a reader must know which it is."""
+    frame = pd.concat([predictions(texts=(False, True)), predictions(texts=(False, True)).assign(shots=4)])
+    worse = (frame["arm"] == "text") | ~frame["with_text"] | (frame["shots"] == 20)
+    frame = frame.assign(prediction=frame["prediction"].where(~worse, -frame["prediction"]))
+    for name, rows, words in (
+        ("several", frame, "moments-vocab x16, with text, 4 shots"),
+        ("one", predictions(arms=("moments-vocab x16",)), "moments-vocab x16"),
+        ("noise", predictions(arms=("moments-vocab x16",), controls=("noise",)), "moments-vocab x16, noise"),
+    ):
+        parsed = Page(report.render(run(tmp_path / name, rows)))
+        assert f"The best arm's predictions ({words})" in parsed.words
+        assert f"Molecules of the best arm ({words})" in parsed.words
+        assert f"Predicted against measured, {words}<" in parsed.figures["best"]["layout"]["title"]["text"]
+
+
+def test_errors_have_the_units_of_the_task_wherever_they_stand(tmp_path):
+    parsed = Page(report.render(run(tmp_path / "run", baselines=BASELINES.assign(rmse=1.0, mae=0.5))))
+    out, rest = parsed.words.split("Baselines on the same shots")
+    simple, paper = rest.split("Paper mode")
+    for part in (out, simple, paper):
+        assert "RMSE [kcal/mol]" in part and "RMSE " not in part.replace("RMSE [kcal/mol]", "")
+    assert "MAE [kcal/mol]" in simple and "Pearson r [" not in parsed.words
+    assert len(re.findall(r"mean error [\d.]+ kcal/mol", simple)) == simple.count("mean error") == 8
+
+
+def test_units_are_letters_in_a_figure_too():
+    table = summary(predictions())
+    both = pd.concat([table, table.assign(shots=4)])
+    shown = [study.arms(table, metric="rmse", units=EVIL[2]).layout.xaxis, study.curve(both, metric="mae", units=EVIL[2]).layout.yaxis]  # fmt: skip
+    assert all("onmouseover" in axis.title.text and "<" not in axis.title.text for axis in shown)
+
+
+def test_one_is_one(tmp_path):
+    frame = predictions(seeds=1, n=1)
+    parsed = Page(report.render(run(tmp_path / "run", frame)))
+    classes = frame.assign(target="x", prediction="x").query("arm == 'text'")
+    titles = [f["layout"]["title"]["text"] for f in parsed.figures.values()] + [study.confusion(classes).layout.title.text]  # fmt: skip
+    assert "1 item asked about, 1 seed, 20 shots" in parsed.words
+    assert "n = 1 prediction a row (1 seed of 1 item)" in titles[0] and "n = 1 item, 1 seed;" in titles[-1]
+    assert not re.search(r"\b1 (seeds|items|predictions)\b", " ".join(titles))
+
+
 def test_one_molecule_is_neither_near_nor_far(tmp_path):
     for n in (1, 2):
         words = Page(report.render(run(tmp_path / str(n), predictions(n=n)))).words

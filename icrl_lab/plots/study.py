@@ -16,7 +16,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
-from icrl_lab.plots.words import estimate
+from icrl_lab.plots.words import estimate, many
 from icrl_lab.stats import more_labels
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _main(metric: str | None, table: pd.DataFrame) -> str:
     return metric
 
 
-def _title(metric: str, units: str) -> str:
+def measured(metric: str, units: str) -> str:
+    """What a metric is called, with the units of those that have the task's."""
     return METRICS.get(metric, metric) + (f" [{units}]" if units and metric in ("rmse", "mae") else "")
 
 
@@ -169,7 +170,9 @@ def arms(
         showgrid=False,
         zeroline=False,
     )
-    figure.update_xaxes(range=_span(metric, [summary, base]), title=_title(metric, units), title_standoff=8)
+    figure.update_xaxes(
+        range=_span(metric, [summary, base]), title=style.safe(measured(metric, units)), title_standoff=8
+    )
     names = "; italic rows and dotted lines are baselines on the same shots and items" if len(base) else ""
     words = f"{_sizes(summary)}; {_intervals(summary)}{names}."
     return style.finish(
@@ -223,7 +226,7 @@ def _sizes(summary: pd.DataFrame) -> str:
     n, seeds = (sorted({int(v) for v in summary[c]}) for c in ("n", "seeds"))
     if len(n) > 1 or len(seeds) > 1:
         return f"n = {n[0]} to {n[-1]} predictions a row"
-    return f"n = {n[0]} predictions a row ({seeds[0]} seeds of {n[0] // seeds[0]} items)"
+    return f"n = {many(n[0], 'prediction')} a row ({many(seeds[0], 'seed')} of {many(n[0] // seeds[0], 'item')})"
 
 
 # ------------------------------------------------------------------------------------------- curves
@@ -256,7 +259,7 @@ def curve(
     figure.update_xaxes(
         tickvals=list(range(len(steps))), ticktext=[str(s) for s in steps], title=x, range=[-0.4, len(steps) - 0.6]
     )
-    figure.update_yaxes(title=_title(metric, units), range=_span(metric, [g for _, g in groups]))
+    figure.update_yaxes(title=style.safe(measured(metric, units)), range=_span(metric, [g for _, g in groups]))
     words = f"{_sizes(summary)}; real vectors, true labels; {_intervals(summary)}."
     return style.finish(
         figure, title or f"{METRICS.get(metric, metric)} and the number of {x}", words, 320, -(-len(groups) // 2)
@@ -330,7 +333,7 @@ def parity(predictions: pd.DataFrame, units: str = "", property: str = "", title
     marks = f"small points are the {seeds} seeds, large ones their mean; " if seeds > 1 else ""
     seen = f"the arm saw {_labels(rows)}; " if _labels(rows) else ""
     lost = f" {failed} of {len(predictions)} predictions failed and have no point." if failed else ""
-    return style.finish(figure, title or "Predicted against measured", f"n = {predictions['item'].nunique()} items; {seen}{marks}on the dashed line prediction and measurement agree.{lost}", 520)  # fmt: skip
+    return style.finish(figure, title or "Predicted against measured", f"n = {many(predictions['item'].nunique(), 'item')}; {seen}{marks}on the dashed line prediction and measurement agree.{lost}", 520)  # fmt: skip
 
 
 def confusion(predictions: pd.DataFrame, title: str = "") -> go.Figure:
@@ -362,7 +365,7 @@ def confusion(predictions: pd.DataFrame, title: str = "") -> go.Figure:
     figure.update_yaxes(title="true class", range=[len(rows) - 0.5, -0.5])
     seeds = predictions["seed"].nunique()
     seen = f"the arm saw {_labels(predictions)}; " if _labels(predictions) else ""
-    return style.finish(figure, title or "True class and answer", f"n = {predictions['item'].nunique()} items, {seeds} seeds; {seen}each row sums to 100 %.", 440)  # fmt: skip
+    return style.finish(figure, title or "True class and answer", f"n = {many(predictions['item'].nunique(), 'item')}, {many(seeds, 'seed')}; {seen}each row sums to 100 %.", 440)  # fmt: skip
 
 
 def _natural(name: str) -> list[str | int]:

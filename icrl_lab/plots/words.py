@@ -23,6 +23,11 @@ def of_classes(about: Mapping[str, Any]) -> bool:
     return str(about.get("units", "")).startswith("log-odds")
 
 
+def many(count: int, noun: str) -> str:
+    """A count and what is counted: "1 seed", "5 seeds"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def estimate(value: float, low: float, high: float, form: str = ".3g") -> str:
     """An estimate with its interval, "0.5 [0.3, 0.7]"; one whose interval is not known says so."""
     if not (math.isfinite(low) and math.isfinite(high)):
