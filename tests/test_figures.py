@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -12,9 +13,11 @@ import xarray as xr
 
 from icrl_lab.plots import attention, attribution, beside, geometry, heads, order, patching, similarity, still, study
 from icrl_lab.plots.svg import svg
+from icrl_lab.probes import probe
+from icrl_lab.studies import Study
 from icrl_lab.values import Reading
 from tests.test_widgets_patching import headed
-from tests.toy import toy_study
+from tests.toy import PLAN, toy_llm, toy_study, toy_task, toy_vectors
 
 # ------------------------------------------------------------------------------------------------ studies
 
@@ -246,3 +249,37 @@ def test_an_axis_shows_estimates_that_have_no_interval(low, high, want):
     assert least <= min(0.0, want[0]) and want[1] < most < want[1] + 0.1
     nothing = beside._reach(data * np.nan, "score", "pearson")
     assert np.isfinite(nothing).all() and nothing[0] < nothing[1]
+
+
+# ------------------------------------------------------------------------------------------------ what is not known
+
+
+@functools.cache
+def small(question: str) -> Reading:
+    """One seed and three queries, too few for the interval of a correlation and for any test; items with markup for a text."""
+    task = toy_task()
+    task = replace(task, ids=tuple(f"it & <b>{i}" for i in range(len(task))), text=tuple(f"a & <i>{i}" for i in range(len(task))))  # fmt: skip
+    study = Study(task, toy_vectors(task), toy_llm(), **{**PLAN, "arms": ["zero-pad"], "seeds": 1, "queries": 3})
+    return probe(question, study)
+
+
+def words_of(value) -> list[str]:
+    """Every string in a figure."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [word for part in parts for word in words_of(part)]
+
+
+@pytest.mark.parametrize("question", ["attention", "attribution", "order", "pause", "similarity"])
+def test_what_is_not_known_is_said_in_words_and_items_are_escaped_once(question):
+    reading = small(question)
+    drawn = [f.to_plotly_json() for f in import_module(f"icrl_lab.plots.{question}").figures(reading).values()]
+    templates = [str(t.get("hovertemplate")) for f in drawn for t in f["data"]]
+    assert not any("p %{" in template for template in templates)  # which would write NaN where nothing was tested
+    shown = [str(w) for f in drawn for t in [f["layout"], *f["data"]] for w in words_of(t)]
+    for sentence in [*reading.about["says"], *shown]:
+        assert not re.search(r"\bnan\b", sentence), sentence
+        assert not re.search(r"&amp;(amp|lt|gt);|(?<!&)<i>\d", sentence), sentence
+    if question in ("order", "similarity", "pause"):
+        assert any("no interval" in s and "not tested" in s for s in reading.about["says"])

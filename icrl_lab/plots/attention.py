@@ -283,7 +283,6 @@ def heads(reading: Reading) -> go.Figure:
         flat=True,
         legend=False,
         p=q,
-        more="<br>p after Holm %{customdata[2]:.2g}",
         words=called("real", about),
     )
     for col in (1, 2):
@@ -343,7 +342,7 @@ def example(reading: Reading, query: str | None = None, seed: int | None = None,
         for c in one["control"].values.tolist()
     )
     caption = (
-        f"Seed {seed}, query {style.safe(query, 30)} (where no query is asked for, the one whose ρ is the seed's median); {who}, from "
+        f"Seed {seed}, query {style.shortened(query, 30)} (where no query is asked for, the one whose ρ is the seed's median); {who}, from "
         f"{ROWS[str(one['top_row'].item())]} to the shots' {what}s. ρ = {of_noise}. One case, no statistics."
     )
     drawn = _gallery(one, item)

@@ -12,7 +12,7 @@ from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
-from icrl_lab.plots.words import sampled
+from icrl_lab.plots.words import sampled, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -63,7 +63,7 @@ def figure(reading: Reading, query: str | None = None, seed: int | None = None, 
     made.update_yaxes(tickvals=y, ticktext=ticks, range=[k - 0.5, -0.5], showgrid=False, zeroline=False)
     made.update_xaxes(title=f"what the shot adds to the answer [{style.safe(units)}]", title_standoff=6, zeroline=False)
     caption = (
-        f"One query of {reading.about['n']}: {style.safe(_item(rows, query))}, seed {seed}, {control} vectors; answer "
+        f"One query of {reading.about['n']}: {_item(rows, query)}, seed {seed}, {control} vectors; answer "
         f"{float(rows['outcome']):.3g}. Shots from first to last; at the left their label and the cosine of the encoder's vectors "
         f"to the query's. {_ways(names, reading.about['baseline'])}."
     )
@@ -141,7 +141,7 @@ def agreement(reading: Reading) -> go.Figure:
                 text[i, j] = f"{value:.2f}<br>[{low:.2f}, {high:.2f}]"
                 which = "real" if lower[i, j] else "noise"
                 hover[i, j] = (
-                    f"<b>{NAMES[names[i]]} and {NAMES[names[j]]}</b>, {which} vectors<br>{text[i, j]}<br>corrected p {q:.3f}"
+                    f"<b>{NAMES[names[i]]} and {NAMES[names[j]]}</b>, {which} vectors<br>{text[i, j]}<br>{tested(q)}"
                 )
     words = [NAMES[m].replace(" of the ", "<br>of the ").replace("leaving the ", "leaving the<br>") for m in names]
     words = [w if "<br>" in w else w.replace(" ", "<br>", 1) for w in words]
@@ -220,7 +220,7 @@ def nearness(reading: Reading) -> go.Figure:
                         showlegend=what == "nearness" and name == names[0],
                         marker={"color": colour, "symbol": shape, "size": 10},
                         error_x={"array": [high - value], "arrayminus": [value - low], "color": colour, "thickness": 1.6, "width": 3},
-                        hovertemplate=f"<b>{NAMES[name]}, {control}</b><br>{value:.2f} [{low:.2f}, {high:.2f}], corrected p {q:.3f}<extra></extra>",
+                        hovertemplate=f"<b>{NAMES[name]}, {control}</b><br>{value:.2f} [{low:.2f}, {high:.2f}], {tested(q)}<extra></extra>",
                     )
                 )  # fmt: skip
             ticks.append((y, NAMES[name]))

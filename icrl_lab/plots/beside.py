@@ -9,7 +9,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
-from icrl_lab.plots.words import sampled
+from icrl_lab.plots.words import marks, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -90,9 +90,8 @@ def bars(figure: go.Figure, row: int, col: int, values: Any, name: str, **option
             showlegend=options.get("legend", True), **{"error_x" if flat else "error_y": reach},
             line={"color": colour, "width": 1.5, "dash": DASHES.get(name, "solid")},
             marker={"color": colour, "symbol": shape, "size": 8, "line": {"width": 1.4, "color": colour}},
-            customdata=np.stack([low, high, options.get("p", np.full(len(low), np.nan))], -1),
-            hovertemplate=f"<b>{style.safe(words)}</b><br>%{{{'x' if flat else 'y'}:.3g}} [%{{customdata[0]:.3g}}, "
-            f"%{{customdata[1]:.3g}}]{options.get('more', '')}<extra></extra>",
+            customdata=marks(value, low, high, options.get("p")),
+            hovertemplate=f"<b>{style.safe(words)}</b><br>%{{customdata}}<extra></extra>",
         ),
         row=row, col=col,
     )  # fmt: skip
@@ -124,7 +123,6 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
         if name in versus:
             cell = data.sel(metric=metric, versus=name)
             values = (cell["gain"].values, tops - place, cell["gain_low"].values, cell["gain_high"].values)
-            more = "<br>corrected p %{customdata[2]:.3f}"
             bars(
                 figure,
                 1,
@@ -134,7 +132,6 @@ def dots(reading: Reading, dim: str, names: dict[str, str], metric: str | None, 
                 flat=True,
                 legend=False,
                 p=cell["gain_q"].values,
-                more=more,
                 words=f"{whose('real', reading.about)} less {called(name, reading.about)}",
             )
     for top in tops[1:]:
@@ -214,7 +211,7 @@ def share(reading: Reading) -> go.Figure:
     )
     how = reading.about.get("variance", {})
     words = (
-        f"n = {reading.about['n']}; query × order is what an order does to one query alone. Above: {style.safe(how.get('real', ''))}; below with "
+        f"n = {reading.about['n']}; query × order is what an order does to one query alone. Above: {how.get('real', '')}; below with "
         f"{reading.about.get('variance interval', '')}."
     )
     return finish(

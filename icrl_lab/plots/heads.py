@@ -355,7 +355,7 @@ def _arcs_caption(
 
     under = f", under {null} {rho(null)}" if null else ""
     whose = (
-        f"Seed {found.seed}, query {style.safe(query, 34)}"
+        f"Seed {found.seed}, query {style.shortened(query, 34)}"
         if found.kind == "query"
         else f"Mean of all queries ({reading.about['n']}), by place"
     )

@@ -11,7 +11,7 @@ from icrl_lab.errors import DataError
 from icrl_lab.plots import style
 from icrl_lab.plots.beside import called
 from icrl_lab.plots.molecules import drawing
-from icrl_lab.plots.words import sampled
+from icrl_lab.plots.words import marks, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -60,16 +60,15 @@ def _line(
     go = style.graph_objects()
     value, low, high = (data[n].values for n in (name, f"{name}_low", f"{name}_high"))
     colour, shape = look
-    p = data[f"{name}_q"].values if f"{name}_q" in data else np.full(len(value), np.nan)
+    p = data[f"{name}_q"].values if f"{name}_q" in data else None
     made.add_trace(
         go.Scatter(
             x=data["depth"].values, y=value, name=label, mode="lines+markers", showlegend=options.get("legend", True),
             line={"color": colour, "width": 1.6, "dash": options.get("dash", "solid")},
             marker={"color": colour, "symbol": shape, "size": 6},
             error_y={"array": high - value, "arrayminus": value - low, "color": colour, "thickness": 0.8, "width": 0},
-            customdata=np.stack([low, high, p], -1),
-            hovertemplate=f"<b>{label}</b><br>depth %{{x}}: %{{y:.2f}} [%{{customdata[0]:.2f}}, %{{customdata[1]:.2f}}]"
-            "<br>corrected p %{customdata[2]:.3f}<extra></extra>",
+            customdata=marks(value, low, high, p, ".2f"),
+            hovertemplate=f"<b>{label}</b><br>depth %{{x}}: %{{customdata}}<extra></extra>",
         ),
         row=row, col=1,
     )  # fmt: skip

@@ -40,7 +40,6 @@ def figure(reading: Reading) -> go.Figure:
             cell = data.sel(control=control)
             at = data[dim].values + 0.14 * (number - (len(controls) - 1) / 2)
             values = (at, cell[name].values, cell[f"{name}_low"].values, cell[f"{name}_high"].values)
-            more = "<br>corrected p %{customdata[2]:.3f}"
             bars(
                 made,
                 row,
@@ -50,7 +49,6 @@ def figure(reading: Reading) -> go.Figure:
                 mode="lines+markers",
                 legend=row == 1,
                 p=cell[f"{name}_q"].values,
-                more=more,
                 words=called(control, about),
             )
         made.update_yaxes(range=_range([data[name], data[f"{name}_low"], data[f"{name}_high"]]), row=row, col=1)
@@ -68,7 +66,7 @@ def figure(reading: Reading) -> go.Figure:
     for title in made.layout.annotations[:2]:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
-        f"n = {about['n']}; {style.safe(about.get('permutations', ''))}. Above: the same shots stand once on each place (Latin squares). "
+        f"n = {about['n']}; {about.get('permutations', '')}. Above: the same shots stand once on each place (Latin squares). "
         f"Below: slopes over permutations; they sum to about zero. Bars are 95 % intervals over new {sampled(about)}."
     )
     return finish(made, "Does it matter where a shot stands?", words, 600, len(controls), panels=True)
@@ -117,7 +115,7 @@ def spread(reading: Reading, seed: int | None = None) -> go.Figure:
     for title in made.layout.annotations:
         title.update(x=0, xanchor="left", font_size=13)
     words = (
-        f"{style.safe(about.get('permutations', ''))}; one seed of {about['n']}. Thin lines: from the least to the largest answer; thick: "
+        f"{about.get('permutations', '')}; one seed of {about['n']}. Thin lines: from the least to the largest answer; thick: "
         f"the middle half; marks: the mean. Spreads are standard deviations with 95 % intervals over {sampled(about)}."
     )
     return finish(
@@ -160,7 +158,7 @@ def replay(reading: Reading, query: str, seed: int, permutation: int) -> go.Figu
         tickvals=[-i for i in range(len(names))], ticktext=names, range=[-len(names) + 0.4, 1.1], zeroline=False, showgrid=False,
     )  # fmt: skip
     made.update_xaxes(title=style.safe(reading.about.get("units", ""), 40), title_standoff=6, zeroline=False)
-    words = f"{style.safe(reading.about.get('permutations', ''))}; seed {seed}. Small: every order that was asked; large: the one that is shown. To open shapes order is nothing."
+    words = f"{reading.about.get('permutations', '')}; seed {seed}. Small: every order that was asked; large: the one that is shown. To open shapes order is nothing."
     return style.finish(made, "What the model answered under each order", words, 34 * len(names) + 40)
 
 

@@ -142,7 +142,7 @@ def influence(reading: Reading, measure: str | None = None) -> go.Figure:
     made.update_xaxes(title=f"{measure} to the query", zeroline=False, title_standoff=6)
     made.update_annotations(font_size=12)
     words = (
-        f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; grey: means of eight groups of equal size; ρ: mean over "
+        f"n = {about['n']}; influence {about.get('influence', '')}; grey: means of eight groups of equal size; ρ: mean over "
         f"queries of Spearman's correlation over a query's shots, 95 % interval over new {sampled(about)}. The largest 1 % lie outside."
     )
     return finish(made, "Do similar shots do more?", words, 380, 1, panels=True).update_layout(showlegend=False)
@@ -197,7 +197,9 @@ def follows(reading: Reading) -> go.Figure:
     made.update_yaxes(tickvals=tops - (len(controls) - 1) / 2, ticktext=ticks, row=1, col=1)
     made.update_xaxes(title="Spearman's ρ with similarity", title_standoff=6, row=1, col=1)
     made.update_xaxes(title="real less other", title_standoff=6, row=1, col=2)
-    words = f"n = {about['n']}; influence {style.safe(about.get('influence', ''))}; bars are 95 % intervals over new {sampled(about)}."
+    words = (
+        f"n = {about['n']}; influence {about.get('influence', '')}; bars are 95 % intervals over new {sampled(about)}."
+    )
     height = int(22 * (len(controls) + 0.8) * len(rows)) + 30
     return finish(made, "Does what a shot does follow its similarity to the query?", words, height, len(controls))
 

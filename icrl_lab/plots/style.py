@@ -55,12 +55,15 @@ def look(control: str, order: int = 0) -> tuple[str, str]:
     return CONTROLS.get(control, (COLOURS[order % len(COLOURS)], SHAPES[order % len(SHAPES)]))
 
 
+def shortened(text: Any, width: int | None = None) -> str:
+    """`text` on one line, of `width` characters at most; for a title or a caption, which `finish` escapes."""
+    plain = " ".join(str(text).split())
+    return plain[: width - 1] + "…" if width and len(plain) > width else plain
+
+
 def safe(text: Any, width: int | None = None) -> str:
     """`text` as plotly shows it: markup escaped, on one line, shortened to `width` characters."""
-    plain = " ".join(str(text).split())
-    if width and len(plain) > width:
-        plain = plain[: width - 1] + "…"
-    return html.escape(plain, quote=False)
+    return html.escape(shortened(text, width), quote=False)
 
 
 def finish(figure: go.Figure, title: str, caption: str, height: int, legend_rows: int = 0) -> go.Figure:

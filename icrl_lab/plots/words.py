@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -18,6 +18,18 @@ def sampled(about: Mapping[str, Any]) -> str:
     return "queries alone, for one seed" if len(about.get("seeds", ())) == 1 else "seeds and queries"
 
 
+def marks(
+    values: Iterable[float],
+    low: Iterable[float],
+    high: Iterable[float],
+    p: Iterable[float] | None = None,
+    form: str = ".3g",
+) -> list[str]:
+    """What is said of each mark that is pointed at: the estimate with its interval, and whether it was tested, if any was to be."""
+    said = [estimate(*one, form) if one[0] == one[0] else "not known" for one in zip(values, low, high)]
+    return said if p is None else [f"{words}<br>{tested(q)}" for words, q in zip(said, p)]
+
+
 def of_classes(about: Mapping[str, Any]) -> bool:
     """Are a reading's outcomes the log-odds of a class, not numbers in units of the task?"""
     return str(about.get("units", "")).startswith("log-odds")
@@ -26,6 +38,11 @@ def of_classes(about: Mapping[str, Any]) -> bool:
 def many(count: int, noun: str) -> str:
     """A count and what is counted: "1 seed", "5 seeds"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def tested(p: float) -> str:
+    """A corrected p-value of a mark's label; NaN: it was not tested."""
+    return f"corrected p {p:.3f}" if p == p else "not tested"
 
 
 def estimate(value: float, low: float, high: float, form: str = ".3g") -> str:

@@ -63,7 +63,13 @@ def dataset(arrays: Named, coords: Mapping[str, Any]) -> xr.Dataset:
 def tell(data: xr.Dataset, name: str, at: Mapping[str, Any], units: str = "", form: str = ".2f") -> str:
     """One number of a reading with its interval, as a sentence quotes it."""
     value, low, high = (float(data[f"{name}{tail}"].sel(at)) for tail in ("", "_low", "_high"))
-    return f"{value:{form}} [{low:.2f}, {high:.2f}]" + (f" {units}" if units else "")
+    known = np.isfinite([low, high]).all()
+    return f"{value:{form}}{f' [{low:.2f}, {high:.2f}]' if known else ', no interval'}" + (f" {units}" if units else "")
+
+
+def corrected(p: float) -> str:
+    """A corrected p-value, as a sentence quotes it; NaN: seeds or queries were too few to test."""
+    return f"corrected p = {p:.3f}" if p == p else "not tested"
 
 
 def ci(data: xr.Dataset, name: str, units: str = "", **at: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.probes import beside
-from icrl_lab.probes.arrays import Named, ci, dataset, looked_at
+from icrl_lab.probes.arrays import Named, ci, corrected, dataset, looked_at
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import Square, influence, lean, permutations, read_orders, square, trend, weights
@@ -342,7 +342,7 @@ def _says(data: xr.Dataset, first: Scene) -> list[str]:
         at: Any = {"metric": metric, "contrast": contrast}
         q = float(data["change_q"].sel(**at, control="real"))
         out.append(
-            f"{str(contrast).capitalize()}: {beside.METRICS[metric]} {tell('change', control='real', **at)} (corrected p = {q:.3f}){also('change', **at)}."
+            f"{str(contrast).capitalize()}: {beside.METRICS[metric]} {tell('change', control='real', **at)} ({corrected(q)}){also('change', **at)}."
         )
     best = str(data["order"].values[int(data["score"].sel(metric=metric, by="real").values.argmax())])
     at = {"metric": metric, "order": best}

@@ -20,7 +20,7 @@ from icrl_lab import maps
 from icrl_lab import shots as room
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import beside
-from icrl_lab.probes.arrays import Named, dataset, looked_at, tell
+from icrl_lab.probes.arrays import Named, corrected, dataset, looked_at, tell
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import influence, read_orders
@@ -384,7 +384,7 @@ def _says(data: xr.Dataset, k: int) -> list[str]:
                 if q < 0.05 and float(data["follows_gain"].sel(where)) > 0
                 else "no more than under noise, as far as can be seen"
             )
-            more = f": {seen} ({tell(data, 'follows_gain', where, form='+.2f')}, corrected p = {q:.3f})"
+            more = f": {seen} ({tell(data, 'follows_gain', where, form='+.2f')}, {corrected(q)})"
         out.append(
             f"The size of a shot's influence follows its {measure} to the query at a rank correlation of "
             f"{tell(data, 'follows', at)}; {beside_it}{more}."

@@ -128,8 +128,9 @@ class Found(NamedTuple):
                 )
         contents = [i for i, c in enumerate(self.comparisons) if c.kind == "content"]
         widest = float((self.difference.high - self.difference.low)[contents].max()) / 2
+        least = f"below about {widest:.2f}" if np.isfinite(widest) else "of any size"  # as far as the intervals tell
         out.append(
-            f"An effect of content below about {widest:.2f} could not be told from none here; a difference within "
+            f"An effect of content {least} could not be told from none here; a difference within "
             f"{self.margin:g} of zero counts as none."
         )
         return out
@@ -242,7 +243,10 @@ def _effects(found: Sequence[Any], tested: bool) -> Effects:
 
 
 def _number(effect: Effects, i: int, form: str = ".2g") -> str:
-    return f"{effect.estimate[i]:{form}} [{effect.low[i]:.2g}, {effect.high[i]:.2g}]"
+    value, low, high = (float(v[i]) for v in (effect.estimate, effect.low, effect.high))
+    return (
+        f"{value:{form}} [{low:.2g}, {high:.2g}]" if np.isfinite([low, high]).all() else f"{value:{form}}, no interval"
+    )
 
 
 def _p(value: float) -> str:
