@@ -25,6 +25,11 @@ def _interval(row: Any, name: str) -> str:
     return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]" if low == low else f"{value:{sign}.2f}"
 
 
+def _line(cell: Any) -> str:
+    """A cell on one line: a label of the user's own may have several, and a terminal obeys some characters."""
+    return "".join(c for c in " ".join(str(cell).split()) if c.isprintable())
+
+
 def _count(row: Any, name: str) -> str:
     value = row.get(name)
     return "" if value is None or value != value else f"{value:.0f}"
@@ -88,7 +93,7 @@ def rows(summary: pd.DataFrame, baselines: pd.DataFrame | None, units: str) -> t
                 "",
             ]
         )
-    return header, out
+    return [_line(name) for name in header], [[_line(cell) for cell in line] for line in out]
 
 
 def text(summary: pd.DataFrame, baselines: pd.DataFrame | None = None, units: str = "") -> str:
@@ -122,6 +127,4 @@ def _foot(summary: pd.DataFrame) -> str:
         labels = f" each row saw the {span(sorted(set(summary['gold_labels'].astype(int))))} labels of its shots;"
     new = "new items only, which says nothing of other shots" if seeds == [1] else "new seeds and new items"
     many = "1 seed" if seeds == [1] else f"{span(seeds)} seeds"
-    return (
-        f"{span(n)} predictions a row over {many};{labels} intervals over {new}; verdicts Holm-corrected over the arms."
-    )
+    return f"{span(n)} prediction{'s' * (n != [1])} a row over {many};{labels} intervals over {new}; verdicts Holm-corrected over the arms."

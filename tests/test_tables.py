@@ -59,3 +59,15 @@ def test_errors_of_small_targets_keep_their_digits_and_others_two_decimals():
     assert rmse(1e-6, BASELINES.assign(rmse=2e-6)) == ["1.23e-06", "5e-07", "9e-09", "2e-06"]
     assert rmse(0.0, None) == ["0.00"] * 3
     assert column("Pearson r [95 %]", summary().assign(rmse=1e-6), None)[0] == "+0.40 [+0.10, +0.60]"
+
+
+def test_a_label_of_several_lines_stays_in_its_cell_and_commands_nothing():
+    table = summary().assign(arm=["text", "two\nlines\r\tand \x1b[31ma colour", "mapped"])
+    header, body = tables.rows(table, BASELINES, "kcal/\nmol")
+    assert body[1][0] == "two lines and [31ma colour" and "RMSE kcal/ mol" in header
+    for write in (tables.text, tables.markdown):
+        assert len(write(table, BASELINES).splitlines()) == 2 + len(body) + (write is tables.text)
+
+
+def test_one_prediction_is_one():
+    assert "\n1 prediction a row over 1 seed;" in tables.text(summary().assign(n=1, seeds=1))
