@@ -177,6 +177,14 @@ def test_a_foreign_manifest_is_a_data_error(tmp_path, manifest):
 def test_reading_what_is_not_a_finished_run_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="no such run folder"):
         RunFolder.read(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file: not a folder"):
+        RunFolder.read(tmp_path / "file")
+    with pytest.raises(DataError, match="no such run folder"):
+        RunFolder.read(tmp_path / "file" / "run")
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        RunFolder.read(tmp_path / ("a" * 300))
+    (tmp_path / "file").unlink()
     with pytest.raises(DataError, match="not a run folder"):
         RunFolder.read(tmp_path)
     with RunFolder.open_for_writing(tmp_path, MANIFEST) as run:

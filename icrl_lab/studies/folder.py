@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,8 +178,14 @@ class RunFolder:
     def read(path: str | os.PathLike) -> Record:
         """Read a finished run, every table checked against the manifest. DataError names what is missing or damaged."""
         path = Path(path)
-        if not path.is_dir():
-            raise DataError(f"{path}: {'not a folder' if path.exists() else 'no such run folder'}")
+        try:
+            folder = stat.S_ISDIR(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{path}: no such run folder") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        if not folder:
+            raise DataError(f"{path}: not a folder")
         manifest = _read_manifest(path)
         if not manifest.get("finished"):
             raise DataError(
