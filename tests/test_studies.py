@@ -271,7 +271,7 @@ def test_a_run_is_the_same_with_and_without_a_folder_and_after_resuming(task, ve
         if len(count) == 7:
             raise KeyboardInterrupt
         count.append(cell.key)
-        return real(cell)
+        return real(cell).assign(seconds=100.0)
 
     monkeypatch.setattr(study, "compute", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -284,6 +284,8 @@ def test_a_run_is_the_same_with_and_without_a_folder_and_after_resuming(task, ve
     drop = ["seconds"]
     pd.testing.assert_frame_equal(whole.drop(columns=drop), result.to_dataframe().drop(columns=drop), check_dtype=False)
     opened = open_run(tmp_path / "run")
+    seconds = opened.to_dataframe()["seconds"].sum()  # of both processes, as what is said of the run
+    assert opened.manifest["seconds"] >= seconds - 0.01
     pd.testing.assert_frame_equal(opened.summary(), result.summary(), check_dtype=False, rtol=1e-9)
     assert len(opened.maps) == 6 and opened.plot() is not None  # two arms x three seeds
     with pytest.raises(StudyError, match="resume"):

@@ -66,10 +66,13 @@ def manifest(study: Study, start: float) -> dict[str, Any]:
     }
 
 
-def ended(study: Study, start: float) -> dict[str, Any]:
-    """What the run took, added to the manifest at its end; tokens of the last process alone, where a run was resumed."""
+def ended(study: Study, start: float, before: float = 0.0) -> dict[str, Any]:
+    """What the run took, added to the manifest at its end; tokens of the last process alone, where a run was resumed.
+
+    before  seconds of the cells that earlier processes had finished
+    """
     tokens = {"computed": study.engine.computed, "asked": study.engine.asked}
-    return {"seconds": round(time.time() - start, 2), "tokens": tokens, "cells": len(study.cells())}
+    return {"seconds": round(time.time() - start + before, 2), "tokens": tokens, "cells": len(study.cells())}
 
 
 def items_table(study: Study) -> pd.DataFrame:

@@ -83,6 +83,7 @@ class Study:
             return self._result([frame for _, frame in self._computed(self.cells(), progress)], start, progress)
         with RunFolder.open_for_writing(out, manifest(self, start), resume) as folder:
             finished = folder.finished()
+            before = float(folder.predictions()["seconds"].sum())
             todo = [c for c in self.cells() if c.key not in finished]
             self._rehearse(todo)
             for cell, frame in self._computed(todo, progress):
@@ -90,7 +91,7 @@ class Study:
             self.refit()
             result = self._result([folder.predictions()], start, progress)
             result.path = folder.path
-            spent = ended(self, start)
+            spent = ended(self, start, before)
             if not todo:  # only written again: what the run took is what it took
                 spent |= {key: folder.manifest[key] for key in spent if key in folder.manifest}
             tables = result.summary(), result.baselines(), result.maps, result.items, kept(self).data
