@@ -50,6 +50,13 @@ def test_a_run_asks_its_probes_once_and_opens_without_a_model(tmp_path, monkeypa
         opened.lens(queries=3)
 
 
+def test_a_run_is_saved_elsewhere_with_what_was_probed(tmp_path):
+    study().run(tmp_path / "run", progress=False)
+    kept = open_run(tmp_path / "run").save(tmp_path / "kept")
+    assert open_run(kept).lens().about["says"] == open_run(tmp_path / "run").lens().about["says"]
+    assert "<h3>Lens</h3>" in (kept / "report.html").read_text()
+
+
 def test_the_report_shows_what_was_probed(tmp_path):
     from icrl_lab import report
 

@@ -246,13 +246,18 @@ class StudyResult:
     def save(self, path: str | os.PathLike) -> Path:
         """Write a run folder with its report, as `icrl-lab run` does; the folder must be new or empty."""
         from icrl_lab import report
-        from icrl_lab.studies.folder import RunFolder
+        from icrl_lab.probes.running import FOLDER
+        from icrl_lab.studies.folder import RunFolder, disk_trouble
 
+        readings = self.readings()
         with RunFolder.open_for_writing(path, self.manifest) as folder:
             for key, rows in self._by_cell():
                 folder.put(key, rows)
             known = self.summary(), self.baselines(), self.maps, self.items, self._kept()
             folder.finish({}, *known, predictions=self.predictions)
+            with disk_trouble(folder.path):
+                for question, reading in readings.items():
+                    reading.save(folder.path / FOLDER / f"{question}.nc")
         return report.write(path).parent
 
     def _by_cell(self) -> Iterator[tuple[str, pd.DataFrame]]:
