@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     dash.add_argument("--live", action="store_true", help="load the run's model too, so that shots can be moved")
     dash.add_argument("--theme", choices=("light", "dark"), default="light", help="default: %(default)s")
     for server, port in ((lab, 8888), (dash, 8866)):
-        server.add_argument("--port", type=int, default=port, help="default: %(default)s")
+        server.add_argument("--port", type=_port, default=port, help="default: %(default)s")
         server.add_argument("--no-browser", action="store_true", help="only print the address")
 
     doctor = add("doctor", _doctor, "check what can be run here", "icrl-lab doctor --json")
@@ -118,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         "--statistics", action="store_true", help="repeat the simulations behind intervals and verdicts"
     )
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is a whole number up to 65535, not {text!r}")
+    return int(text)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -208,12 +214,16 @@ def _dash(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from icrl_lab import bench
     from icrl_lab.files import write_text
+    from icrl_lab.studies.folder import disk_trouble
 
+    if args.json and os.path.isdir(args.json):  # before minutes are spent on it
+        raise StudyError(f"--json {args.json} is a folder; give the name of a file")
     peers = dict(peer.partition("=")[::2] for peer in args.peer)
     result = bench.run(args.device, args.geometry, quick=args.quick, peers=peers)
     print(bench.table(result))
     if args.json:
-        write_text(args.json, json.dumps(result, indent=1) + "\n")
+        with disk_trouble(Path(args.json)):
+            write_text(args.json, json.dumps(result, indent=1) + "\n")
     return 0
 
 

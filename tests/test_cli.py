@@ -130,6 +130,28 @@ def test_the_program_lists_its_commands_and_version(run):
     assert run()[0] == run("rnu")[0] == run("report")[0] == 2
 
 
+@pytest.mark.parametrize("command", ["lab", "dash"])
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_a_port_that_is_none_is_status_2(run, command, port):
+    status, out, err = run(command, f"--port={port}")
+    assert status == 2 and not out and f"a whole number up to 65535, not {port!r}" in err
+
+
+def test_a_bench_that_cannot_be_kept_says_so_and_what_can_be_known_before_it_is_measured(run, monkeypatch, tmp_path):
+    from icrl_lab import bench
+
+    measured = []
+    monkeypatch.setattr(bench, "run", lambda *_, **__: measured.append(1) or {"rows": []})
+    monkeypatch.setattr(bench, "table", lambda _: "the table")
+    status, out, err = run("bench", "--json", tmp_path)
+    assert status == 2 and is_one_sentence(err) and "is a folder" in err and not measured
+    (tmp_path / "file").write_text("")
+    status, out, err = run("bench", "--json", tmp_path / "file" / "b.json")
+    assert status == 1 and is_one_sentence(err) and "cannot be written" in err and "own" not in err
+    assert "the table" in out
+    assert run("bench", "--json", tmp_path / "b.json")[0] == 0 and (tmp_path / "b.json").is_file()
+
+
 # --------------------------------------------------------------------------------------- a whole run
 
 
