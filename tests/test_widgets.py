@@ -436,6 +436,24 @@ def test_a_job_is_stopped_and_two_never_run_together():
     assert done == ["second"] and not failed and issubclass(Stopped, Exception)
 
 
+def test_a_job_that_is_stopped_while_it_waits_for_the_model_does_not_run():
+    done, started, go = [], threading.Event(), threading.Event()
+    runner = Runner(done.append, done.append, wait=0.0)
+
+    def slow(job):  # as a forward pass, which does not ask whether it was stopped
+        started.set()
+        go.wait(5)
+
+    runner.submit(slow)
+    assert started.wait(5)
+    runner.submit(lambda job: "second")
+    time.sleep(0.2)  # its pause is over: it waits for the first
+    runner.stop()
+    go.set()
+    runner.join()
+    assert done == []
+
+
 # ------------------------------------------------------------------------------------ servers
 
 
