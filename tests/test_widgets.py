@@ -221,6 +221,19 @@ def test_names_from_data_do_nothing(nasty):
     assert "&lt;img src=x" in view.study.item.value
 
 
+def test_a_closed_dashboard_leaves_the_selection_to_others(result):
+    hub = Selection(result)
+    stays = StudyView(result, hub)
+    before = {name: [len(found) for found in kinds.values()] for name, kinds in hub._trait_notifiers.items()}
+    page = Dashboard(result, hub)
+    page.tabs.selected_index = page.names.index("order")
+    page.close()
+    hub.arm = "zero-pad" if hub.arm != "zero-pad" else "random-projection"
+    after = {name: [len(found) for found in kinds.values()] for name, kinds in hub._trait_notifiers.items()}
+    assert {name: n for name, n in after.items() if any(n)} == {name: n for name, n in before.items() if any(n)}
+    assert stays.arm.value == hub.arm
+
+
 def test_a_view_says_something_where_no_front_end_runs(result):
     bundle = Dashboard(result)._repr_mimebundle_()
     page = bundle["text/html"]

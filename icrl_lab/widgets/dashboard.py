@@ -64,6 +64,12 @@ class Dashboard(View):
     def figures(self) -> Sequence[go.Figure]:
         return self.study.figures()
 
+    def close(self) -> None:
+        for view in (self.study, *self.views.values()):
+            view.close()  # they follow the selection, too, and one may be asking the model
+        self.selection.unobserve(self._moved_to)
+        super().close()
+
     @guarded
     def _opened(self, change: Any) -> None:
         if change.new is not None:
