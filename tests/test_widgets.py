@@ -227,7 +227,9 @@ def test_a_closed_dashboard_leaves_the_selection_to_others(result):
     before = {name: [len(found) for found in kinds.values()] for name, kinds in hub._trait_notifiers.items()}
     page = Dashboard(result, hub)
     page.tabs.selected_index = page.names.index("order")
+    page.views["order"].close()
     page.close()
+    page.close()  # as ipywidgets does when nobody holds it any more
     hub.arm = "zero-pad" if hub.arm != "zero-pad" else "random-projection"
     after = {name: [len(found) for found in kinds.values()] for name, kinds in hub._trait_notifiers.items()}
     assert {name: n for name, n in after.items() if any(n)} == {name: n for name, n in before.items() if any(n)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +105,10 @@ class View(w.VBox):
         self.say(str(error) if known else f"{type(error).__name__}: {error}", error=True)
 
     def close(self) -> None:
-        """Leave the selection and the page."""
-        if self.follows:
-            self.selection.unobserve(self._moved, list(self.follows))
+        """Leave the selection and the page; a second time does nothing."""
+        with suppress(ValueError):  # it has left: ipywidgets closes a widget again when nobody holds it any more
+            if self.follows:
+                self.selection.unobserve(self._moved, list(self.follows))
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:

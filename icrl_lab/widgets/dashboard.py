@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
@@ -67,7 +68,8 @@ class Dashboard(View):
     def close(self) -> None:
         for view in (self.study, *self.views.values()):
             view.close()  # they follow the selection, too, and one may be asking the model
-        self.selection.unobserve(self._moved_to)
+        with suppress(ValueError):
+            self.selection.unobserve(self._moved_to)
         super().close()
 
     @guarded
