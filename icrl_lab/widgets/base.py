@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from icrl_lab.studies import StudyResult
     from icrl_lab.widgets.selection import Selection
 
+WRAPPED = "overflow-wrap:anywhere"  # an item may be called by a text of hundreds of letters without a space
+
 
 def _caught(callback: Callable[..., Any], clears: bool) -> Callable[..., Any]:
     @functools.wraps(callback)
@@ -97,7 +99,8 @@ class View(w.VBox):
     def say(self, sentence: str, error: bool = False) -> None:
         """A message above the view; "" takes it away. It is read aloud by a screen reader."""
         role = "alert" if error else "status"
-        self.message.value = f'<div role="{role}" aria-live="polite">{html.escape(sentence)}</div>' if sentence else ""
+        told = f'<div role="{role}" aria-live="polite" style="{WRAPPED}">{html.escape(sentence)}</div>'
+        self.message.value = told if sentence else ""
 
     def complain(self, error: BaseException) -> None:
         """Show an error in one sentence."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from icrl_lab.widgets.base import View, guarded
+from icrl_lab.widgets.base import WRAPPED, View, guarded
 from icrl_lab.widgets.selection import Selection, sizes_of
 from icrl_lab.widgets.study import StudyView
 
@@ -90,7 +90,7 @@ class Dashboard(View):
         told |= {"item": s.item} if s.item else {}
         told |= {"items": len(s.items)} if s.items else {}
         words = ", ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in told.items())
-        self.where.value = f'<div role="status" aria-live="polite">selected: {words}</div>'
+        self.where.value = f'<div role="status" aria-live="polite" style="{WRAPPED}">selected: {words}</div>'
 
 
 def view_of(name: str, result: StudyResult, reading: Any, selection: Selection) -> View:

@@ -82,3 +82,16 @@ def test_a_farther_shot_takes_a_place(page, app):
     )
     after = [card.get_attribute("title") for card in cards.all()]
     assert len(after) == len(before) and sum(a != b for a, b in zip(after, before)) == 1
+
+
+def test_the_lab_colours_all_text_of_its_figures_and_none_of_others(page, app):
+    page.goto(app(PAGES + "pages.strangers()"))
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .gtitle').length === 2")
+    page.wait_for_selector(".icrl-view .y4tick")
+    colours = """where => [...document.querySelectorAll(where)].map(e => getComputedStyle(e).fill)"""
+    own = [page.evaluate(colours, f".icrl-view {part}") for letter in "xy" for n in ("", 2, 3, 4) for part in (f".{letter}{n}tick text", f".{letter}{n}title")]  # fmt: skip
+    assert all(own) and len({colour for part in own for colour in part}) == 1
+    theirs = page.evaluate(colours, ".theirs .gtitle, .theirs .xtick text")
+    assert len(theirs) > 2 and set(theirs) == {"rgb(255, 0, 0)"}
+    wide = page.evaluate("[...document.querySelectorAll('.icrl-message, .icrl-message *')].map(e => [e.scrollWidth, e.clientWidth])")  # fmt: skip
+    assert wide and all(inner <= outer for inner, outer in wide)  # a name without a space is broken
