@@ -1,6 +1,9 @@
 """Widgets without a browser: traits are set and handlers called; every view of a page agrees; nothing from data is markup."""
 
+import ast
+import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +15,7 @@ import pytest
 import traitlets as t
 import xarray as xr
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.plots import style
 from icrl_lab.studies import Study
 from icrl_lab.values import Reading, Task
@@ -487,9 +490,30 @@ def test_the_latest_finished_run_is_found(result, tmp_path):
         serve.find_run(tmp_path)
     result.save(tmp_path / "one")
     assert serve.find_run(tmp_path) == tmp_path / "one" == serve.find_run(tmp_path / "one")
-    page = serve.dashboard_notebook(tmp_path / 'a"b\n')
-    assert len(page["cells"]) == 1
-    compile(page["cells"][0]["source"], "cell", "exec")
+    for name in ('a"b\n', "µ \U0001f600", "\udce9", "'); 1/0 #"):  # also one that is no UTF-8
+        page = json.loads(json.dumps(serve.dashboard_notebook(tmp_path / name)))
+        (cell,) = page["cells"]
+        call = ast.parse(cell["source"]).body[-1].value
+        assert [arg.value for arg in call.args] == [str(tmp_path / name)] and not call.keywords
+
+
+def test_the_address_that_is_told_is_the_dashboards_own_and_its_token_stands_in_no_command(
+    result, tmp_path, monkeypatch, capsys
+):
+    result.save(tmp_path / "run")
+    served = []
+    monkeypatch.setattr(serve, "_serve", lambda command, environment: served.append((command, environment)) or 0)
+    with socket.socket() as other:
+        other.bind((serve.HOST, 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert serve.open_dash(tmp_path / "run", browser=False, port=taken) == 0
+        port, token = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", capsys.readouterr().out).groups()
+        ((command, environment),) = served
+        assert int(port) > taken and f"--port={port}" in command and "--Voila.port_retries=0" in command
+        assert environment["JUPYTER_TOKEN"] == token and not any(token in part for part in command)
+        with pytest.raises(StudyError, match="no port"):
+            serve.free_port(taken, tries=1)
 
 
 def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():
