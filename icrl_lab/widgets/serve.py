@@ -130,14 +130,20 @@ def app(
 ) -> tuple[list[str], dict[str, str]]:
     """The command that serves the notebook `page` as a Voila app on loopback, and what to add to its environment.
 
-    The token travels in the environment: everybody on this machine may read a command, and reach loopback.
+    The token travels in the environment: everybody on this machine may read a command, and reach loopback. A page that is left ends its
+    kernel, for which Voila wants a cookie that it never gives to who came with the token; the origin of such requests is still checked.
     """
     paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
     command = [
         *(sys.executable, "-m", "voila", str(page), f"--Voila.ip={HOST}", f"--port={port}", "--template=icrl"),
         *(f"--VoilaConfiguration.extension_denylist={name}" for name in LEFT_OUT),
         *(f"--VoilaConfiguration.theme={theme}", "--preheat_kernel=True", "--pool_size=1"),
-        *("--Voila.auto_token=True", "--Voila.port_retries=0", "--show_tracebacks=False"),
+        *(
+            "--Voila.auto_token=True",
+            "--Voila.port_retries=0",
+            "--Voila.tornado_settings=disable_check_xsrf=True",
+            "--show_tracebacks=False",
+        ),
         *([] if browser else ["--no-browser"]),
     ]
     return command, {"JUPYTER_PATH": os.pathsep.join(paths), "JUPYTER_TOKEN": token}

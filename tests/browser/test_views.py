@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,16 @@ def test_the_lab_colours_all_text_of_its_figures_and_none_of_others(page, app):
     assert len(theirs) > 2 and set(theirs) == {"rgb(255, 0, 0)"}
     wide = page.evaluate("[...document.querySelectorAll('.icrl-message, .icrl-message *')].map(e => [e.scrollWidth, e.clientWidth])")  # fmt: skip
     assert wide and all(inner <= outer for inner, outer in wide)  # a name without a space is broken
+
+
+def test_a_page_that_is_left_ends_its_kernel(page, app):
+    page.goto(app("import os\nimport ipywidgets as w\nw.HTML(f'<p id=kernel>{os.getpid()}</p>')"))
+    page.wait_for_selector("#kernel")
+    left = Path(f"/proc/{int(page.inner_text('#kernel'))}")
+    assert left.exists()
+    page.reload()
+    page.wait_for_selector("#kernel")
+    until = time.time() + 30
+    while left.exists() and time.time() < until:
+        time.sleep(0.2)
+    assert not left.exists()
