@@ -525,6 +525,14 @@ def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():
     assert state["_widget_layout"]["title"]["text"] == "new" and list(state["_widget_data"][0]["y"]) == [3, 2, 2]
 
 
+def test_a_page_that_is_loaded_again_gets_no_word_that_json_has_not():
+    go = style.graph_objects()
+    shown = figure_widget(go.Figure(go.Scatter(x=[1, 2], y=[float("nan"), 2.0], customdata=[["a", float("inf")]] * 2)))
+    state = shown.get_state()
+    (trace,) = json.loads(json.dumps(state["_widget_data"], allow_nan=False))
+    assert trace["y"] == [None, 2.0] and trace["customdata"] == [["a", None]] * 2
+
+
 def test_a_reading_alone_has_its_view():
     """Without the run, a selection of what the reading names: nothing else can be chosen, and a click still moves it."""
     from tests.test_widgets_patching import restoring
