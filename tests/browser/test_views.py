@@ -48,6 +48,21 @@ def test_ten_thousand_points_stay_fluid(page, app):
     assert drawn == [True] * 3
 
 
+def test_the_maps_are_walked_and_named_by_keyboard_as_they_are(page, app):
+    page.goto(app(PAGES + "pages.geometry(30)"))
+    third = page.locator(".icrl-field").nth(2)
+    third.wait_for()
+    third.focus()
+    page.keyboard.press("ArrowLeft")  # from nowhere
+    page.keyboard.press("Enter")
+    page.wait_for_function("JSON.parse(document.getElementById('traits').innerText).item === 'item29'")
+    page.locator("select").filter(has=page.locator("option", has_text="at the answer position")).first.select_option(
+        "at the answer position"
+    )
+    page.get_by_text("depth 2, at the answer position").first.wait_for()
+    assert "depth 2, at the answer position" in third.get_attribute("aria-label")
+
+
 def test_a_dragged_card_asks_the_model(page, app):
     page.goto(app(PAGES + "pages.live('order')"))
     cards = page.locator(".icrl-shot")
