@@ -1,6 +1,9 @@
 """Widgets without a browser: traits are set and handlers called; every view of a page agrees; nothing from data is markup."""
 
+import ast
+import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +15,7 @@ import pytest
 import traitlets as t
 import xarray as xr
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.plots import style
 from icrl_lab.studies import Study
 from icrl_lab.values import Reading, Task
@@ -219,6 +222,21 @@ def test_names_from_data_do_nothing(nasty):
     shown = [view.where.value, view.study.item.value, view.heading.value, view.static(), view.study.static()]
     assert all("<img src=x" not in text for text in shown)
     assert "&lt;img src=x" in view.study.item.value
+
+
+def test_a_closed_dashboard_leaves_the_selection_to_others(result):
+    hub = Selection(result)
+    stays = StudyView(result, hub)
+    before = {name: [len(found) for found in kinds.values()] for name, kinds in hub._trait_notifiers.items()}
+    page = Dashboard(result, hub)
+    page.tabs.selected_index = page.names.index("order")
+    page.views["order"].close()
+    page.close()
+    page.close()  # as ipywidgets does when nobody holds it any more
+    hub.arm = "zero-pad" if hub.arm != "zero-pad" else "random-projection"
+    after = {name: [len(found) for found in kinds.values()] for name, kinds in hub._trait_notifiers.items()}
+    assert {name: n for name, n in after.items() if any(n)} == {name: n for name, n in before.items() if any(n)}
+    assert stays.arm.value == hub.arm
 
 
 def test_a_view_says_something_where_no_front_end_runs(result):
@@ -436,6 +454,24 @@ def test_a_job_is_stopped_and_two_never_run_together():
     assert done == ["second"] and not failed and issubclass(Stopped, Exception)
 
 
+def test_a_job_that_is_stopped_while_it_waits_for_the_model_does_not_run():
+    done, started, go = [], threading.Event(), threading.Event()
+    runner = Runner(done.append, done.append, wait=0.0)
+
+    def slow(job):  # as a forward pass, which does not ask whether it was stopped
+        started.set()
+        go.wait(5)
+
+    runner.submit(slow)
+    assert started.wait(5)
+    runner.submit(lambda job: "second")
+    time.sleep(0.2)  # its pause is over: it waits for the first
+    runner.stop()
+    go.set()
+    runner.join()
+    assert done == []
+
+
 # ------------------------------------------------------------------------------------ servers
 
 
@@ -454,9 +490,30 @@ def test_the_latest_finished_run_is_found(result, tmp_path):
         serve.find_run(tmp_path)
     result.save(tmp_path / "one")
     assert serve.find_run(tmp_path) == tmp_path / "one" == serve.find_run(tmp_path / "one")
-    page = serve.dashboard_notebook(tmp_path / 'a"b\n')
-    assert len(page["cells"]) == 1
-    compile(page["cells"][0]["source"], "cell", "exec")
+    for name in ('a"b\n', "µ \U0001f600", "\udce9", "'); 1/0 #"):  # also one that is no UTF-8
+        page = json.loads(json.dumps(serve.dashboard_notebook(tmp_path / name)))
+        (cell,) = page["cells"]
+        call = ast.parse(cell["source"]).body[-1].value
+        assert [arg.value for arg in call.args] == [str(tmp_path / name)] and not call.keywords
+
+
+def test_the_address_that_is_told_is_the_dashboards_own_and_its_token_stands_in_no_command(
+    result, tmp_path, monkeypatch, capsys
+):
+    result.save(tmp_path / "run")
+    served = []
+    monkeypatch.setattr(serve, "_serve", lambda command, environment: served.append((command, environment)) or 0)
+    with socket.socket() as other:
+        other.bind((serve.HOST, 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert serve.open_dash(tmp_path / "run", browser=False, port=taken) == 0
+        port, token = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", capsys.readouterr().out).groups()
+        ((command, environment),) = served
+        assert int(port) > taken and f"--port={port}" in command and "--Voila.port_retries=0" in command
+        assert environment["JUPYTER_TOKEN"] == token and not any(token in part for part in command)
+        with pytest.raises(StudyError, match="no port"):
+            serve.free_port(taken, tries=1)
 
 
 def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():
@@ -466,6 +523,14 @@ def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():
     redraw(shown, go.Figure(go.Scatter(x=[1, 2, 3], y=[3, 2, 2]), {"title": "new"}))
     state = shown.get_state()
     assert state["_widget_layout"]["title"]["text"] == "new" and list(state["_widget_data"][0]["y"]) == [3, 2, 2]
+
+
+def test_a_page_that_is_loaded_again_gets_no_word_that_json_has_not():
+    go = style.graph_objects()
+    shown = figure_widget(go.Figure(go.Scatter(x=[1, 2], y=[float("nan"), 2.0], customdata=[["a", float("inf")]] * 2)))
+    state = shown.get_state()
+    (trace,) = json.loads(json.dumps(state["_widget_data"], allow_nan=False))
+    assert trace["y"] == [None, 2.0] and trace["customdata"] == [["a", None]] * 2
 
 
 def test_a_reading_alone_has_its_view():

@@ -250,13 +250,23 @@ def test_views_agree_whatever_the_order():
             assert getattr(one, name).value == getattr(two, name).value == getattr(hub, name)
 
 
+def test_no_query_is_no_prompt_and_no_error(folder):
+    for run in (live(), open_run(folder)):
+        view = PromptView(run)
+        first, view.selection.query = view.selection.query, ""
+        assert view.message.value == "" and "Choose a query." in view.count.value
+        assert view.chips.pieces == [] and view.query.value is None and "Choose a query." in view.static()
+        view.selection.query = first
+        assert view.chips.pieces and "tokens" in view.count.value
+
+
 def test_a_prompt_that_is_not_there_is_never_another_s(folder):
     opened = open_run(folder)
     view = PromptView(opened, Selection(opened, arm="zero-pad"))
     data = {**opened.prompts().data, "queries": list(opened.prompts().queries)[:1]}
     view.shown = Kept(data)
     view.selection.query = opened.prompts().queries[3]
-    assert view.chips.pieces == [] and 'role="alert"' in view.message.value
+    assert view.chips.pieces == [] and 'role="alert"' in view.message.value and "tokens" not in view.count.value
     view.selection.query = opened.prompts().queries[0]
     assert view.chips.pieces and view.message.value == ""
 

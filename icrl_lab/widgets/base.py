@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from icrl_lab.studies import StudyResult
     from icrl_lab.widgets.selection import Selection
+
+WRAPPED = "overflow-wrap:anywhere"  # an item may be called by a text of hundreds of letters without a space
 
 
 def _caught(callback: Callable[..., Any], clears: bool) -> Callable[..., Any]:
@@ -97,7 +99,8 @@ class View(w.VBox):
     def say(self, sentence: str, error: bool = False) -> None:
         """A message above the view; "" takes it away. It is read aloud by a screen reader."""
         role = "alert" if error else "status"
-        self.message.value = f'<div role="{role}" aria-live="polite">{html.escape(sentence)}</div>' if sentence else ""
+        told = f'<div role="{role}" aria-live="polite" style="{WRAPPED}">{html.escape(sentence)}</div>'
+        self.message.value = told if sentence else ""
 
     def complain(self, error: BaseException) -> None:
         """Show an error in one sentence."""
@@ -105,9 +108,10 @@ class View(w.VBox):
         self.say(str(error) if known else f"{type(error).__name__}: {error}", error=True)
 
     def close(self) -> None:
-        """Leave the selection and the page."""
-        if self.follows:
-            self.selection.unobserve(self._moved, list(self.follows))
+        """Leave the selection and the page; a second time does nothing."""
+        with suppress(ValueError):  # it has left: ipywidgets closes a widget again when nobody holds it any more
+            if self.follows:
+                self.selection.unobserve(self._moved, list(self.follows))
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
-from icrl_lab.widgets.base import View, guarded
+from icrl_lab.widgets.base import WRAPPED, View, guarded
 from icrl_lab.widgets.selection import Selection, sizes_of
 from icrl_lab.widgets.study import StudyView
 
@@ -64,6 +65,13 @@ class Dashboard(View):
     def figures(self) -> Sequence[go.Figure]:
         return self.study.figures()
 
+    def close(self) -> None:
+        for view in (self.study, *self.views.values()):
+            view.close()  # they follow the selection, too, and one may be asking the model
+        with suppress(ValueError):
+            self.selection.unobserve(self._moved_to)
+        super().close()
+
     @guarded
     def _opened(self, change: Any) -> None:
         if change.new is not None:
@@ -82,7 +90,7 @@ class Dashboard(View):
         told |= {"item": s.item} if s.item else {}
         told |= {"items": len(s.items)} if s.items else {}
         words = ", ".join(f"{name} <b>{html.escape(str(value))}</b>" for name, value in told.items())
-        self.where.value = f'<div role="status" aria-live="polite">selected: {words}</div>'
+        self.where.value = f'<div role="status" aria-live="polite" style="{WRAPPED}">selected: {words}</div>'
 
 
 def view_of(name: str, result: StudyResult, reading: Any, selection: Selection) -> View:

@@ -85,12 +85,12 @@ def _figure_class() -> Any:
             """With the figure as it is now: a page that is loaded again asks for it, and plotly would give it as it was made."""
             state = super().get_state(key, drop_defaults)
             if key is not None or "_layout_obj" not in self.__dict__:  # being made
-                return state
+                return _sayable(state)
             now = {"_widget_layout": self._layout_obj._props, "_widget_data": self._data}
             for name in now:
                 as_json = self.trait_metadata(name, "to_json", self._trait_to_json)
                 state[name] = as_json(deepcopy(now[name]), self)
-            return state
+            return _sayable(state)  # such an answer does not pass `_send`
 
     return Figure
 

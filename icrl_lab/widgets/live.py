@@ -79,8 +79,9 @@ class Runner:
         job = Job(self.progress)
         with self._busy:
             with self._lock:
-                if self._timer is not threading.current_thread():
-                    return  # another was submitted while this one waited for the model
+                timer = self._timer
+                if timer is not threading.current_thread() or timer.finished.is_set():
+                    return  # another was submitted, or this one was stopped, while it waited for the model
                 self._job = job
             try:
                 result = work(job)

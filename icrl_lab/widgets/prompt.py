@@ -106,16 +106,18 @@ class PromptView(View):
         if wanted != self._drawn:
             self._drawn, held = None, {name: box.value for name, box in self.conditions.items()}
             try:
-                self._write(self.shown.pieces(s.arm, s.control, s.query, **held))
-            except Exception:  # never another query's prompt under this one's name
+                self._write(self.shown.pieces(s.arm, s.control, s.query, **held) if s.query else ())
+            except Exception:  # never another query's prompt under this one's name, nor its size
                 self._write(())
+                self.count.value = ""
                 raise
             self._drawn = wanted
         pinned = [i for i, card in enumerate(self.chips.cards) if card["item"] == s.item]
         if pinned != self.chips.pinned:
             self.chips.pinned = pinned
         self.chips.seen = self._seen()
-        self.count.value = f'<p role="status" style="margin:2px 0">{html.escape(self._told())}</p>'
+        told = self._told() if s.query else "Choose a query."
+        self.count.value = f'<p role="status" style="margin:2px 0">{html.escape(told)}</p>'
 
     def _seen(self) -> int:
         """The card of what was selected last: the item, the shot or the query; the one that is in view where it is several."""

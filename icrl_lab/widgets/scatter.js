@@ -165,7 +165,7 @@ function render({ model, el }) {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key], n = count();
       const now = model.get("pointed") >= 0 ? model.get("pointed") : model.get("pinned");
       if (step && n) {
-        const i = (now + step + n) % n;
+        const i = now < 0 && step < 0 ? n - 1 : (now + step + n) % n; // from nowhere, back is the last
         set("pointed", i);
         show(i, ...spot(k, i));
       } else if ((event.key === "Enter" || event.key === " ") && now >= 0) set("pinned", now);
@@ -192,10 +192,11 @@ function render({ model, el }) {
     return made;
   };
 
+  const name = (field, head) => field.setAttribute("aria-label", `${model.get("label")}, ${head}. Drag around points to select them, click one to pin it; arrows walk through them, Enter pins, Escape selects all.`);
   const build = () => {
     const titles = model.get("titles");
     if (titles.length === panels.length) {
-      for (const [k, [head, line]] of titles.entries()) { panels[k].head.textContent = head; panels[k].line.textContent = line; }
+      for (const [k, [head, line]] of titles.entries()) { panels[k].head.textContent = head; panels[k].line.textContent = line; name(panels[k].field, head); }
       return;
     }
     root.replaceChildren();
@@ -205,7 +206,7 @@ function render({ model, el }) {
       made.tip.hidden = true;
       field.tabIndex = 0;
       field.setAttribute("role", "group");
-      field.setAttribute("aria-label", `${model.get("label")}, ${head}. Drag around points to select them, click one to pin it; arrows walk through them, Enter pins, Escape selects all.`);
+      name(field, head);
       made.tip.setAttribute("role", "status");
       field.append(made.back, made.front, made.tip);
       panel.append(made.head, made.line, field);

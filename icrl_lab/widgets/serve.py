@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,8 +71,8 @@ def find_run(folder: str | os.PathLike) -> Path:
 
 
 def dashboard_notebook(run: Path, live: bool = False) -> dict:
-    """The one-cell notebook that the app runs; `run` stands in it as JSON, never as code of its own."""
-    asked = json.dumps(str(run.resolve())) + (", live=True" if live else "")
+    """The one-cell notebook that the app runs; `run` stands in it as a literal, never as code of its own."""
+    asked = repr(str(run.resolve())) + (", live=True" if live else "")
     source = f"from icrl_lab.widgets.dashboard import Dashboard\nDashboard.of_run({asked})"
     cell: dict = {
         "cell_type": "code",
@@ -106,23 +107,46 @@ def open_dash(
     with tempfile.TemporaryDirectory(prefix="icrl-lab-dash-") as room:
         page = Path(room) / "dashboard.ipynb"
         page.write_text(json.dumps(dashboard_notebook(run, live)), encoding="utf-8")
+        port = free_port(port)
         print(f"the dashboard of {run}: http://{HOST}:{port}/?token={token}", flush=True)
         return _serve(*app(page, port, token, browser=browser, theme=theme))
+
+
+def free_port(first: int, tries: int = 50) -> int:
+    """The first port from `first` on that nobody listens at: another dashboard may be open, and the address is told beforehand."""
+    for port in range(first, min(first + tries, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was closed a moment ago is free
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise StudyError(f"no port from {first} on is free; choose another --port")
 
 
 def app(
     page: Path, port: int, token: str, *, browser: bool = False, theme: str = "light"
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that serves the notebook `page` as a Voila app on loopback, and what to add to its environment."""
+    """The command that serves the notebook `page` as a Voila app on loopback, and what to add to its environment.
+
+    The token travels in the environment: everybody on this machine may read a command, and reach loopback. A page that is left ends its
+    kernel, for which Voila wants a cookie that it never gives to who came with the token; the origin of such requests is still checked.
+    """
     paths = [str(_HERE / "share"), *filter(None, [os.environ.get("JUPYTER_PATH")])]
     command = [
         *(sys.executable, "-m", "voila", str(page), f"--Voila.ip={HOST}", f"--port={port}", "--template=icrl"),
         *(f"--VoilaConfiguration.extension_denylist={name}" for name in LEFT_OUT),
         *(f"--VoilaConfiguration.theme={theme}", "--preheat_kernel=True", "--pool_size=1"),
-        *(f"--token={token}", "--show_tracebacks=False"),
+        *(
+            "--Voila.auto_token=True",
+            "--Voila.port_retries=0",
+            "--Voila.tornado_settings=disable_check_xsrf=True",
+            "--show_tracebacks=False",
+        ),
         *([] if browser else ["--no-browser"]),
     ]
-    return command, {"JUPYTER_PATH": os.pathsep.join(paths)}
+    return command, {"JUPYTER_PATH": os.pathsep.join(paths), "JUPYTER_TOKEN": token}
 
 
 def _serve(command: Sequence[str], environment: Mapping[str, str]) -> int:

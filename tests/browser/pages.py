@@ -76,3 +76,27 @@ def order_of(view):
     view.shots.observe(tell, "order")
     tell()
     return line
+
+
+def strangers():
+    """A figure of the lab with four panels and a long name above, and a figure that is not the lab's and has colours of its own."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    from icrl_lab.plots import style
+    from icrl_lab.widgets.base import View
+    from icrl_lab.widgets.figure import figure_widget
+
+    panels = make_subplots(2, 2)
+    for i in range(4):
+        panels.add_scatter(x=[1, 2], y=[1, 2], row=i // 2 + 1, col=i % 2 + 1)
+    panels.update_xaxes(title="x").update_yaxes(title="y")
+
+    class Panels(View):
+        title = "four panels"
+
+    view = Panels(None)
+    view.say("C" * 400)
+    view.body.children = [figure_widget(style.finish(panels, "ours", "", 400))]
+    theirs = go.FigureWidget(go.Scatter(x=[1, 2], y=[1, 2]), {"title": "theirs", "font": {"color": "#ff0000"}})
+    return w.VBox([view, w.VBox([theirs]).add_class("theirs")])

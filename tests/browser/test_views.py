@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,21 @@ def test_ten_thousand_points_stay_fluid(page, app):
     assert drawn == [True] * 3
 
 
+def test_the_maps_are_walked_and_named_by_keyboard_as_they_are(page, app):
+    page.goto(app(PAGES + "pages.geometry(30)"))
+    third = page.locator(".icrl-field").nth(2)
+    third.wait_for()
+    third.focus()
+    page.keyboard.press("ArrowLeft")  # from nowhere
+    page.keyboard.press("Enter")
+    page.wait_for_function("JSON.parse(document.getElementById('traits').innerText).item === 'item29'")
+    page.locator("select").filter(has=page.locator("option", has_text="at the answer position")).first.select_option(
+        "at the answer position"
+    )
+    page.get_by_text("depth 2, at the answer position").first.wait_for()
+    assert "depth 2, at the answer position" in third.get_attribute("aria-label")
+
+
 def test_a_dragged_card_asks_the_model(page, app):
     page.goto(app(PAGES + "pages.live('order')"))
     cards = page.locator(".icrl-shot")
@@ -82,3 +98,29 @@ def test_a_farther_shot_takes_a_place(page, app):
     )
     after = [card.get_attribute("title") for card in cards.all()]
     assert len(after) == len(before) and sum(a != b for a, b in zip(after, before)) == 1
+
+
+def test_the_lab_colours_all_text_of_its_figures_and_none_of_others(page, app):
+    page.goto(app(PAGES + "pages.strangers()"))
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .gtitle').length === 2")
+    page.wait_for_selector(".icrl-view .y4tick")
+    colours = """where => [...document.querySelectorAll(where)].map(e => getComputedStyle(e).fill)"""
+    own = [page.evaluate(colours, f".icrl-view {part}") for letter in "xy" for n in ("", 2, 3, 4) for part in (f".{letter}{n}tick text", f".{letter}{n}title")]  # fmt: skip
+    assert all(own) and len({colour for part in own for colour in part}) == 1
+    theirs = page.evaluate(colours, ".theirs .gtitle, .theirs .xtick text")
+    assert len(theirs) > 2 and set(theirs) == {"rgb(255, 0, 0)"}
+    wide = page.evaluate("[...document.querySelectorAll('.icrl-message, .icrl-message *')].map(e => [e.scrollWidth, e.clientWidth])")  # fmt: skip
+    assert wide and all(inner <= outer for inner, outer in wide)  # a name without a space is broken
+
+
+def test_a_page_that_is_left_ends_its_kernel(page, app):
+    page.goto(app("import os\nimport ipywidgets as w\nw.HTML(f'<p id=kernel>{os.getpid()}</p>')"))
+    page.wait_for_selector("#kernel")
+    left = Path(f"/proc/{int(page.inner_text('#kernel'))}")
+    assert left.exists()
+    page.reload()
+    page.wait_for_selector("#kernel")
+    until = time.time() + 30
+    while left.exists() and time.time() < until:
+        time.sleep(0.2)
+    assert not left.exists()
