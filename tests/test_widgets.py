@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 
 import numpy as np
@@ -502,18 +503,40 @@ def test_the_address_that_is_told_is_the_dashboards_own_and_its_token_stands_in_
 ):
     result.save(tmp_path / "run")
     served = []
-    monkeypatch.setattr(serve, "_serve", lambda command, environment: served.append((command, environment)) or 0)
+    monkeypatch.setattr(
+        serve, "_serve", lambda command, environment, opens: served.append((command, environment, opens)) or 0
+    )
     with socket.socket() as other:
         other.bind((serve.HOST, 0))
         other.listen()
         taken = other.getsockname()[1]
         assert serve.open_dash(tmp_path / "run", browser=False, port=taken) == 0
         port, token = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", capsys.readouterr().out).groups()
-        ((command, environment),) = served
+        ((command, environment, opens),) = served
+        assert opens == "" and "--no-browser" in command  # Voila's own way leaves the token out
+        assert serve.open_dash(tmp_path / "run", port=taken) == 0
+        assert served[1][2] in capsys.readouterr().out and "?token=" in served[1][2]
         assert int(port) > taken and f"--port={port}" in command and "--Voila.port_retries=0" in command
         assert environment["JUPYTER_TOKEN"] == token and not any(token in part for part in command)
         with pytest.raises(StudyError, match="no port"):
             serve.free_port(taken, tries=1)
+
+
+def test_a_browser_is_opened_once_the_server_answers_and_never_for_one_that_ended(monkeypatch):
+    opened = []
+
+    def seen(address):
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            opened.append((address, answer.status))
+
+    monkeypatch.setattr(serve.webbrowser, "open", seen)
+    port = serve.free_port(18866)
+    late = f"import time, http.server as h; time.sleep(0.6); s = h.HTTPServer(('{serve.HOST}', {port}), h.SimpleHTTPRequestHandler); s.timeout = 5; [s.handle_request() for _ in '12']"  # fmt: skip
+    address = f"http://{serve.HOST}:{port}/?token=t"
+    assert serve._serve([sys.executable, "-c", late], {}, opens=address) == 0
+    assert opened == [(address, 200)]
+    assert serve._serve([sys.executable, "-c", "raise SystemExit(3)"], {}, opens=address) == 3
+    assert len(opened) == 1
 
 
 def test_a_page_that_is_loaded_again_gets_the_figure_as_it_is():

@@ -14,9 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import webbrowser
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from icrl_lab.errors import DataError, MissingExtra, StudyError
 
@@ -108,8 +112,9 @@ def open_dash(
         page = Path(room) / "dashboard.ipynb"
         page.write_text(json.dumps(dashboard_notebook(run, live)), encoding="utf-8")
         port = free_port(port)
-        print(f"the dashboard of {run}: http://{HOST}:{port}/?token={token}", flush=True)
-        return _serve(*app(page, port, token, browser=browser, theme=theme))
+        address = f"http://{HOST}:{port}/?token={token}"
+        print(f"the dashboard of {run}: {address}", flush=True)
+        return _serve(*app(page, port, token, theme=theme), opens=address if browser else "")
 
 
 def free_port(first: int, tries: int = 50) -> int:
@@ -125,9 +130,7 @@ def free_port(first: int, tries: int = 50) -> int:
     raise StudyError(f"no port from {first} on is free; choose another --port")
 
 
-def app(
-    page: Path, port: int, token: str, *, browser: bool = False, theme: str = "light"
-) -> tuple[list[str], dict[str, str]]:
+def app(page: Path, port: int, token: str, *, theme: str = "light") -> tuple[list[str], dict[str, str]]:
     """The command that serves the notebook `page` as a Voila app on loopback, and what to add to its environment.
 
     The token travels in the environment: everybody on this machine may read a command, and reach loopback. A page that is left ends its
@@ -143,15 +146,20 @@ def app(
             "--Voila.port_retries=0",
             "--Voila.tornado_settings=disable_check_xsrf=True",
             "--show_tracebacks=False",
+            "--no-browser",  # it would open the address without the token
         ),
-        *([] if browser else ["--no-browser"]),
     ]
     return command, {"JUPYTER_PATH": os.pathsep.join(paths), "JUPYTER_TOKEN": token}
 
 
-def _serve(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a server until it ends, or until Ctrl-C or SIGTERM stops it, which is how it is meant to end."""
+def _serve(command: Sequence[str], environment: Mapping[str, str], opens: str = "") -> int:
+    """Run a server until it ends, or until Ctrl-C or SIGTERM stops it, which is how it is meant to end.
+
+    opens  the address to open in a browser once the server listens; "": none
+    """
     with subprocess.Popen(command, env={**os.environ, **environment}) as server:
+        if opens:
+            threading.Thread(target=_open, args=(opens, server), daemon=True).start()
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return server.wait()
@@ -161,6 +169,18 @@ def _serve(command: Sequence[str], environment: Mapping[str, str]) -> int:
             return 0
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _open(address: str, server: subprocess.Popen) -> None:
+    port = urlsplit(address).port
+    while server.poll() is None:
+        try:
+            socket.create_connection((HOST, port), 1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            webbrowser.open(address)
+            return
 
 
 def _need(module: str, extra: str) -> None:
