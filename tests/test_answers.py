@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from icrl_lab.answers import (
+    BINS,
     FORMATS,
     Answer,
     Choice,
@@ -112,9 +113,10 @@ def test_bins_are_equally_full_monotone_and_inverse_within_their_width(name):
 @given(
     st.lists(st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, 1.0, 2.5]), min_size=1, max_size=40),
     st.sampled_from(["digit", "two-digit"]),
+    st.sampled_from(BINS),
 )
-def test_ties_skew_and_constants_keep_formats_monotone_and_inside_the_pool(pool, name):
-    fmt = fit_format(name, np.array(pool))
+def test_ties_skew_and_constants_keep_formats_monotone_and_inside_the_pool(pool, name, bins):
+    fmt = fit_format(name, np.array(pool), bins)
     assert (np.diff(fmt.values) >= 0).all() and fmt.values.min() >= min(pool) and fmt.values.max() <= max(pool)
     edges = np.concatenate([[min(pool)], fmt.edges, [max(pool)]])
     for y in pool:
@@ -124,6 +126,36 @@ def test_ties_skew_and_constants_keep_formats_monotone_and_inside_the_pool(pool,
         assert fmt.values[b] == pytest.approx(np.mean([y for y in pool if int(fmt.write(y)) == b]), abs=1e-6)
     if len(set(pool)) == 1:
         assert fmt.read(fmt.write(pool[0])) == pool[0]
+
+
+@pytest.mark.parametrize("name", ["digit", "letter"])
+def test_even_bins_are_as_wide_each_and_tell_the_ends_of_a_skewed_target_apart(name):
+    pool = -np.random.default_rng(3).lognormal(1.0, 0.8, 500)  # a few values far below the others
+    even, ranks = fit_format(name, pool, "even"), fit_format(name, pool)
+    assert np.ptp(np.diff(even.edges)) < 1e-9 and len(even.edges) == FORMATS[name] - 1
+    low, high = np.quantile(pool, [0.01, 0.99])
+    width = (high - low) / FORMATS[name]
+    assert even.edges[0] == pytest.approx(low + width) and even.edges[-1] == pytest.approx(high - width)
+    for y in (pool.min(), low, 0.5 * (low + high), high, pool.max()):  # within a bin's width but for the outer two
+        label = even.write(y)
+        assert label in (even.labels[0], even.labels[-1]) or abs(even.read(label) - y) <= width
+
+    def apart(fmt):
+        lowest = np.sort(pool)[: len(pool) // 10]
+        return len({fmt.write(y) for y in lowest}) / len(fmt.labels)
+
+    assert apart(even) > 2 * apart(ranks)
+    errors = {fmt.bins: np.mean([(fmt.read(fmt.write(y)) - y) ** 2 for y in pool]) for fmt in (even, ranks)}
+    assert errors["even"] < errors["quantile"]  # what is lost by writing a number down
+    assert "rank" in ranks.scale() and "even scale" in even.scale()
+
+
+@pytest.mark.parametrize("bins", BINS)
+@pytest.mark.parametrize("name", ["digit", "two-digit"])
+def test_units_do_not_change_what_is_written(name, bins):
+    here, there = fit_format(name, POOL, bins), fit_format(name, 1.8 * POOL + 32, bins)
+    assert [here.write(y) for y in POOL] == [there.write(1.8 * y + 32) for y in POOL]
+    np.testing.assert_allclose(there.values, 1.8 * here.values + 32)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +181,8 @@ def test_as_written_is_read_back_to_three_figures(y):
 def test_formats_refuse_what_they_cannot_write():
     with pytest.raises(StudyError, match="did you mean 'two-digit'"):
         fit_format("two-digits", POOL)
+    with pytest.raises(StudyError, match="bins of labels 'evne': did you mean 'even'"):
+        fit_format("digit", POOL, "evne")
     with pytest.raises(DataError, match="finite numbers"):
         fit_format("digit", np.array([]))
     with pytest.raises(DataError, match="span more than can be computed with"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from icrl_lab import controls, maps
+from icrl_lab.answers import BINS, fit_format
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.studies.cells import cells
 from icrl_lab.studies.choice import stream
@@ -235,6 +236,22 @@ def test_labels_of_a_closed_set_are_known_in_ascending_order(task, vectors, llm,
     found = list(material.tokens.label_ids)
     values = [material.format.read(label) for label in found]
     assert tuple(found) == material.format.labels and values == sorted(values)
+
+
+@pytest.mark.parametrize("form", ["digit", "letter"])
+def test_shots_are_written_and_slots_placed_in_the_bins_that_were_asked_for(task, vectors, llm, form):
+    skewed = replace(task, targets=-np.exp(task.targets))
+    found = {}
+    for bins in BINS:
+        material, every = make(skewed, vectors, llm, arms=["soft-label"], label_format=form, label_bins=bins)
+        fmt = fit_format(form, skewed.targets[task.pool], bins)  # of the pool alone
+        for cell in every:
+            (group, *_), slots = material.shots(cell, 0), material.rendered(cell, 0)[0][0].vectors
+            assert group.written == tuple(fmt.write(skewed.targets[p]) for p in group.positions)
+            found[bins, cell.seed] = group.positions.tolist(), group.written, slots
+    for seed in range(3):  # the same shots, in other words
+        (shots, even, there), (same, ranks, here) = found["even", seed], found["quantile", seed]
+        assert shots == same and even != ranks and np.abs(there - here).max() > 1e-3
 
 
 def test_soft_labels_are_fitted_on_the_shots_as_they_are_shown(task, vectors, llm):

@@ -197,6 +197,8 @@ def test_a_windows_file_with_a_mark_and_other_line_ends_reads_the_same(tmp_path)
         ('layout = "arow"', "layout has an unknown name 'arow'; did you mean 'arrow'?"),
         ('layout = "{item} = {lable}"', "did you mean 'label'?"),
         ('label_format = "digits"', "label_format has an unknown name 'digits'; did you mean 'digit'?"),
+        ('label_bins = "evne"', "label_bins has an unknown name 'evne'; did you mean 'even'?"),
+        ('label_bins = "even"\nlabel_format = "as-written"', "line 7: in [study], label_bins = 'even' cuts the bins"),
         ('order = "assending"', "order has an unknown name 'assending'; did you mean 'ascending'?"),
         ('labels = ["true", "permutted"]', "did you mean 'permuted'?"),
         ('markers = "reps"', "did you mean 'rep'?"),

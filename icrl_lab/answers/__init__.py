@@ -15,13 +15,14 @@ says why: nothing is dropped here.
 from __future__ import annotations
 
 from icrl_lab.answers.distributions import Answer, Choice, mix
-from icrl_lab.answers.formats import FORMATS, LabelFormat, fit_format
+from icrl_lab.answers.formats import BINS, FORMATS, LabelFormat, fit_format
 from icrl_lab.answers.numbers import decode_numbers, new_tokens, score_numbers
 from icrl_lab.answers.options import decode_options, score_options
 from icrl_lab.answers.parse import parse_answers, parse_number, parse_option
 from icrl_lab.answers.tries import Tries, tries
 
 __all__ = [
+    "BINS",
     "FORMATS",
     "Answer",
     "Choice",

@@ -1,8 +1,8 @@
 """How a number is written as a label, and read back in the task's units.
 
-A format is fitted on the targets of the pool alone. "digit", "letter" and "two-digit" write the quantile bin of a number (0-9,
-a-j, 00-99), which every tokenizer and every small model can handle; "as-written" writes three significant figures, as the
-paper does. Whatever the label, an answer is scored in the task's units.
+A format is fitted on the targets of the pool alone. "digit", "letter" and "two-digit" write the bin of a number (0-9, a-j,
+00-99), which every tokenizer and every small model can handle; "as-written" writes three significant figures, as the paper
+does. Bins are cut at the pool's quantiles, or evenly. Whatever the label, an answer is scored in the task's units.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from icrl_lab.answers.parse import parse_number
 from icrl_lab.errors import DataError, StudyError, nearest
 
 FORMATS = {"digit": 10, "letter": 10, "two-digit": 100, "as-written": 0}  # name -> number of labels, 0 for an open set
+BINS = ("quantile", "even")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class LabelFormat:
     labels  the closed set of labels in ascending order; empty for "as-written"
     edges   (len(labels) - 1,) ascending bin edges in task units: label b is written for edges[b-1] <= y < edges[b]
     values  (len(labels),) ascending value of each label in task units
+    bins    how they are cut, one of BINS
     figures significant figures of "as-written"
     longest characters of the longest label in the pool, and `largest` ten times the largest magnitude there: how far an answer of an
             open set is looked for
@@ -33,6 +35,7 @@ class LabelFormat:
     labels: tuple[str, ...] = ()
     edges: np.ndarray = field(default_factory=lambda: np.zeros(0))
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    bins: str = "quantile"
     figures: int = 3
     longest: int = 0
     largest: float = np.inf
@@ -75,39 +78,45 @@ class LabelFormat:
     def scale(self, units: str = "") -> str:
         """How labels are written, in words, for a prompt."""
         if self.closed:
-            return f"as a rank from {self.labels[0]} (lowest) to {self.labels[-1]} (highest)"
+            how = "as a rank" if self.bins == "quantile" else "on an even scale"
+            return f"{how} from {self.labels[0]} (lowest) to {self.labels[-1]} (highest)"
         return f"in {units}" if units else ""
 
 
-def fit_format(name: str, pool_targets: np.ndarray) -> LabelFormat:
+def fit_format(name: str, pool_targets: np.ndarray, bins: str = "quantile") -> LabelFormat:
     """The format `name` of FORMATS, fitted on the pool's targets (n,) in task units.
 
-    Bins are cut at the quantiles; a label's value is the mean of the pool's targets in its bin, or the middle of the bin
-    where ties or a small pool leave it empty.
+    bins  of a closed set: "quantile", as many of the pool in each, so that every label is seen about as often; or "even", as wide
+          each, from the pool's 0.01 quantile to its 0.99 and what lies beyond in the outer two, so that the ends of a skewed
+          target are told apart
+
+    A label's value is the mean of the pool's targets in its bin, or the middle of the bin where it is empty.
     """
-    if name not in FORMATS:
-        raise StudyError(f"unknown label format {name!r}: {nearest(name, FORMATS)}")
+    for given, known, what in ((name, FORMATS, "label format"), (bins, BINS, "bins of labels")):
+        if given not in known:
+            raise StudyError(f"unknown {what} {given!r}: {nearest(given, known)}")
     y = np.sort(np.asarray(pool_targets, np.float64).ravel())
     if y.size == 0 or not np.isfinite(y).all():
         raise DataError("a label format is fitted on the pool's targets, which must be finite numbers, at least one")
-    bins = FORMATS[name]
-    if not bins:
+    size = FORMATS[name]
+    if not size:
         return LabelFormat(
             name, longest=max(len(_figures(v, 3)) for v in y.tolist()), largest=10 * float(np.abs(y).max())
         )
     if y[-1] / 2 - y[0] / 2 > np.finfo(np.float64).max / 2:
         raise DataError(f"the pool's targets, from {y[0]:.3g} to {y[-1]:.3g}, span more than can be computed with")
-    edges = np.quantile(y, np.arange(1, bins) / bins)
+    inner = np.arange(1, size) / size
+    edges = np.quantile(y, inner) if bins == "quantile" else np.interp(inner, [0, 1], np.quantile(y, [0.01, 0.99]))
     edges = np.maximum.accumulate(edges)  # interpolation may round below the edge before
     where = np.searchsorted(edges, y, side="right")
     low, high = np.concatenate([y[:1], edges]), np.concatenate([edges, y[-1:]])
     values = low + (high - low) / 2
-    count = np.bincount(where, minlength=bins)
-    mean = np.bincount(where, weights=y - y[0], minlength=bins) / np.maximum(count, 1) + y[0]
+    count = np.bincount(where, minlength=size)
+    mean = np.bincount(where, weights=y - y[0], minlength=size) / np.maximum(count, 1) + y[0]
     values = np.where(count > 0, np.clip(mean, low, high), values)
     letters = "abcdefghij" if name == "letter" else ""
-    labels = tuple(letters) or tuple(str(b).zfill(len(str(bins - 1))) for b in range(bins))
-    return LabelFormat(name, labels, edges, np.maximum.accumulate(values))
+    labels = tuple(letters) or tuple(str(b).zfill(len(str(size - 1))) for b in range(size))
+    return LabelFormat(name, labels, edges, np.maximum.accumulate(values), bins)
 
 
 def _figures(y: float, figures: int) -> str:

@@ -65,6 +65,7 @@ _OWNERS = {
     "layout": ("prompts", "LAYOUTS"),
     "markers": ("prompts", "MARKERS"),
     "label format": ("answers", "FORMATS"),
+    "bins of labels": ("answers", "BINS"),
     "probe": ("probes", "QUESTIONS"),
 }
 
@@ -266,6 +267,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "draws": DRAWS,
         "layout": _layout,
         "label_format": _name("label format"),
+        "label_bins": _name("bins of labels"),
         "slot_scale": SCALE,
         "seeds": _seeds,
         "queries": whole(1, 10**9),

@@ -66,7 +66,9 @@ class Choice:
         once = [kind.once() for kind in self.kinds]  # a vector that stands in several slots counts once
         self.vectors = once[0] if len(given) == 1 else joined(once)
         self.queries = self._queries()
-        self.format = None if task.targets is None else answers.fit_format(plan.label_format, task.targets[task.pool])
+        self.format = None
+        if task.targets is not None:
+            self.format = answers.fit_format(plan.label_format, task.targets[task.pool], plan.label_bins)
 
     def _queries(self) -> np.ndarray:
         """Positions of the items asked about: the same for every seed, arm and control."""

@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from icrl_lab.answers.formats import FORMATS
 from icrl_lab.errors import StudyError, nearest
 from icrl_lab.studies.checks import DRAWS, SCALE, TEXT_ARMS, Bad, Check, Wrong, names_of, option, show, text, whole
 from icrl_lab.studies.sections import Arm, EncoderSpec, PlanSpec, ProbeSpec
@@ -22,9 +23,14 @@ ARMS = ("text", "pca-text", "zero-pad", "random-projection", "moments-text", "mo
 
 def plan(keys: dict[str, Any]) -> PlanSpec:
     """A plan of the checked keys of a [study] section; an arm takes its draws and its scale where it names none."""
-    return PlanSpec(
-        **{**keys, "arms": _arms(keys.get("arms", ARMS), keys.get("draws", 1), keys.get("slot_scale", 0.5))}
-    )
+    arms = _arms(keys.get("arms", ARMS), keys.get("draws", 1), keys.get("slot_scale", 0.5))
+    made = PlanSpec(**{**keys, "arms": arms})
+    if made.label_bins != "quantile" and not FORMATS[made.label_format]:
+        said = f"label_bins = {made.label_bins!r} cuts the bins of a closed set of labels, and {made.label_format!r} has none"
+        raise Wrong(
+            ("study", "label_bins"), f"in [study], {said}; take label_format = 'digit', 'letter' or 'two-digit'"
+        )
+    return made
 
 
 def check_task(task: Mapping[str, Any], given: bool) -> None:

@@ -109,6 +109,7 @@ class LLMSpec:
 class PlanSpec:
     """[study]: the axes of the study and how answers are read. Axes are tuples; a cell is one value of each.
 
+    label_bins how the labels of a closed set cut the scale of the targets
     repeat     how many times the list of shots stands in the prompt
     per_token  a class's log-probability is divided by its tokens
     calibrate  the log-probabilities behind a query that says nothing are subtracted
@@ -124,6 +125,7 @@ class PlanSpec:
     draws: int = 1
     layout: str | Mapping[str, Any] = field(default="arrow", hash=False)
     label_format: str = "digit"
+    label_bins: str = "quantile"
     slot_scale: float = 0.5
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     queries: int = 100
