@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         elif isinstance(error, IcrlError):
             print(f"icrl-lab: {error}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.filename is not None:  # a disk, a permission, a name: the machine's
+            print(f"icrl-lab: {error.filename}: {error.strerror or error}", file=sys.stderr)
         else:  # ours to mend; a user is spared the traceback, and told how to get it
             what = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"icrl-lab: an error of the lab's own, {what[:300]}; --verbose shows where", file=sys.stderr)

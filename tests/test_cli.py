@@ -465,6 +465,12 @@ def test_verbose_shows_the_traceback_and_keeps_the_status(home, run):
     assert status == 3 and "Traceback" in err and "DataError" in err
 
 
+@pytest.mark.parametrize("command", [("dash",), ("lab", "--dir"), ("report",)])
+def test_a_name_that_the_disk_refuses_is_no_error_of_our_own(home, run, command):
+    status, _, err = run(*command, "a" * 300)
+    assert status in (1, 3) and is_one_sentence(err) and "File name too long" in err and "own" not in err
+
+
 def test_an_error_of_our_own_is_one_sentence_too(home, run, monkeypatch):
     monkeypatch.setattr("icrl_lab.report.write", lambda folder: {}["gone"])
     status, _, err = run("report", "x")

@@ -231,6 +231,21 @@ def test_another_study_does_not_resume(tmp_path, key, value, says):
     assert (tmp_path / "run/manifest.json").read_bytes() == before
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for place, says in (("file/run", "file is a file"), ("link", "is a link to"), ("link/run", "link is a link to")):
+        with pytest.raises(StudyError, match=says):
+            RunFolder.refuse(tmp_path / place)
+    RunFolder.refuse(tmp_path / "new" / "and" / "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append(path))
+    with pytest.raises(StudyError, match="nothing may be written in"):
+        RunFolder.refuse(tmp_path / "new" / "run")
+    assert asked == [tmp_path]
+
+
 def test_a_run_that_kept_nothing_is_begun_anew_also_as_another_study(tmp_path):
     RunFolder.open_for_writing(tmp_path, MANIFEST).close()
     RunFolder.refuse(tmp_path)

@@ -98,6 +98,7 @@ class RunFolder:
         path = Path(path)
         with disk_trouble(path):
             _refuse_foreign(path)
+            _refuse_place(path)
             if (path / _LOCK).exists():
                 os.close(_take_lock(path))
             if _started(path):
@@ -371,6 +372,16 @@ def _refuse_foreign(path: Path) -> None:
     seen = {p.name for p in path.iterdir()} if path.is_dir() else set()
     if not seen & {_MANIFEST, _JOURNAL, _LOCK} and any(not name.startswith(".") for name in seen):
         raise StudyError(f"{path} is not empty and holds no run (it has {min(seen)!r}); choose another --out")
+
+
+def _refuse_place(path: Path) -> None:
+    """Where no folder can be made, looking at what is there already and making nothing."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
+    if not there.is_dir():
+        what = "a link to what is not there" if there.is_symlink() else "a file"
+        raise StudyError(f"{path} cannot be made, {there} is {what}; choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StudyError(f"{path} cannot be made, nothing may be written in {there}; choose another --out")
 
 
 def _started(path: Path) -> bool:
