@@ -216,6 +216,8 @@ def test_words_select_what_holds_them(result):
     assert hub.items == tuple(ids[1::2]) and view.scatter.chosen == list(range(1, len(ids), 2))
     view.find.value = "gold"
     assert "No item here" in view.message.value and hub.items == tuple(ids[1::2])
+    view.scatter.pointed = 2  # looking takes no message away
+    assert "No item here" in view.message.value
     view.clear.click()
     assert hub.items == () and view.find.value == "" and view.message.value == ""
 

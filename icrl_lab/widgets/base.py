@@ -43,6 +43,11 @@ def guarded(callback: Callable[..., Any]) -> Callable[..., Any]:
     return _caught(callback, clears=True)
 
 
+def quietly(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for what only looks, such as pointing: it takes no message away."""
+    return _caught(callback, clears=False)
+
+
 def clicked(callback: Callable[..., Any]) -> Callable[..., Any]:
     """What a click on a trace's points does; guarded.
 
@@ -53,8 +58,8 @@ def clicked(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pointed(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for pointing at a trace's points, and for leaving them, which takes no message away."""
-    return _hit(_caught(callback, clears=False))
+    """The same for pointing at a trace's points, and for leaving them; quietly."""
+    return _hit(quietly(callback))
 
 
 def _hit(callback: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from icrl_lab.plots import clouds, geometry
 from icrl_lab.plots.clouds import MANY, NAMES, PANELS, POSITIONS, Colours
 from icrl_lab.studies.result import counted
-from icrl_lab.widgets.base import View, card, guarded, redraw
+from icrl_lab.widgets.base import View, card, guarded, quietly, redraw
 from icrl_lab.widgets.figure import figure_widget
 from icrl_lab.widgets.scatter import Scatter, unit
 
@@ -257,7 +257,7 @@ class GeometryView(View):
     def _clicked(self, change: Any) -> None:
         self.selection.item = self.ids[change.new] if change.new >= 0 else ""
 
-    @guarded
+    @quietly
     def _pointed(self, change: Any) -> None:
         self._tell(self.ids[change.new] if change.new >= 0 else self.selection.item)
 

@@ -52,7 +52,10 @@ class StudyView(View):
             getattr(self, name).observe(self._chosen, "value")
         self.arms_figure, self.parity_figure = figure_widget(self._arms()), figure_widget(self._parity())
         self._listen()
-        self.errors = w.Select(options=(), rows=WORST, description="largest errors", layout={"width": "420px"})
+        whole = {"description_width": "initial"}  # else cut to what fits into 80 px
+        self.errors = w.Select(
+            options=(), rows=WORST, description="largest errors", style=whole, layout={"width": "420px"}
+        )
         self.errors.observe(self._picked, "value")
         self.item = w.HTML()
         many = len(self.summaries) > 1
