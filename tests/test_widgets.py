@@ -534,6 +534,9 @@ def test_a_browser_is_opened_once_the_server_answers_and_never_for_one_that_ende
     late = f"import time, http.server as h; time.sleep(0.6); s = h.HTTPServer(('{serve.HOST}', {port}), h.SimpleHTTPRequestHandler); s.timeout = 5; [s.handle_request() for _ in '12']"  # fmt: skip
     address = f"http://{serve.HOST}:{port}/?token=t"
     assert serve._serve([sys.executable, "-c", late], {}, opens=address) == 0
+    until = time.time() + 5
+    while not opened and time.time() < until:  # the server may end before its reader has read
+        time.sleep(0.05)
     assert opened == [(address, 200)]
     assert serve._serve([sys.executable, "-c", "raise SystemExit(3)"], {}, opens=address) == 3
     assert len(opened) == 1
