@@ -216,7 +216,7 @@ def _dash(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from icrl_lab import bench
     from icrl_lab.files import write_text
-    from icrl_lab.studies.folder import disk_trouble
+    from icrl_lab.studies.place import disk_trouble
 
     if args.json and os.path.isdir(args.json):  # before minutes are spent on it
         raise StudyError(f"--json {args.json} is a folder; give the name of a file")

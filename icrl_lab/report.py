@@ -21,7 +21,8 @@ from icrl_lab.files import write_text
 from icrl_lab.plots import page, study
 from icrl_lab.plots.page import text
 from icrl_lab.plots.words import many
-from icrl_lab.studies.folder import Record, RunFolder, disk_trouble
+from icrl_lab.studies.folder import Record, RunFolder
+from icrl_lab.studies.place import disk_trouble
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -247,7 +247,8 @@ class StudyResult:
         """Write a run folder with its report, as `icrl-lab run` does; the folder must be new or empty."""
         from icrl_lab import report
         from icrl_lab.probes.running import FOLDER
-        from icrl_lab.studies.folder import RunFolder, disk_trouble
+        from icrl_lab.studies.folder import RunFolder
+        from icrl_lab.studies.place import disk_trouble
 
         readings = self.readings()
         with RunFolder.open_for_writing(path, self.manifest) as folder:

@@ -74,7 +74,8 @@ class Study:
         resume    go on with the run that `out` holds
         progress  a bar with the time left; None shows it in a terminal
         """
-        from icrl_lab.studies.folder import RunFolder, disk_trouble
+        from icrl_lab.studies.folder import RunFolder
+        from icrl_lab.studies.place import disk_trouble
         from icrl_lab.studies.shown import kept
 
         start = time.time()
