@@ -271,12 +271,17 @@ def words_of(value) -> list[str]:
     return [word for part in parts for word in words_of(part)]
 
 
-@pytest.mark.parametrize("question", ["attention", "attribution", "order", "pause", "similarity"])
+@pytest.mark.parametrize(
+    "question", ["attention", "attribution", "order", "patching", "pause", "similarity"]
+)
 def test_what_is_not_known_is_said_in_words_and_items_are_escaped_once(question):
     reading = small(question)
     drawn = [f.to_plotly_json() for f in import_module(f"icrl_lab.plots.{question}").figures(reading).values()]
     templates = [str(t.get("hovertemplate")) for f in drawn for t in f["data"]]
-    assert not any("p %{" in template for template in templates)  # which would write NaN where nothing was tested
+    numbers = (
+        r"p %\{|\[%\{"  # p-values and ends of intervals that the browser would write, as NaN where they are not known
+    )
+    assert not any(re.search(numbers, template) for template in templates)
     shown = [str(w) for f in drawn for t in [f["layout"], *f["data"]] for w in words_of(t)]
     for sentence in [*reading.about["says"], *shown]:
         assert not re.search(r"\bnan\b", sentence), sentence

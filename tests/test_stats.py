@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from icrl_lab import stats
 from icrl_lab.errors import DataError, StudyError
 from icrl_lab.stats import intervals, metrics, simulate, verdicts
+from icrl_lab.stats import words as quoted
 from icrl_lab.stats.effects import adjusted, effects
 
 TYPICAL, AGREE, DIFFER, STRONG, NONE, DIGIT = simulate.SCENARIOS
@@ -603,3 +604,22 @@ def test_one_perfect_order_of_few_does_not_outweigh_the_others():
     assert stats.correlations(-table, ranked=4).estimate == pytest.approx(-found.estimate)
     plain = np.random.default_rng(0).uniform(-0.9, 0.9, (3, 5, 8))
     assert all(np.array_equal(a, b) for a, b in zip(stats.correlations(plain), stats.correlations(plain, ranked=20)))
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "ends,known", [((0.3, 0.7), True), ((NAN, 0.7), False), ((0.3, NAN), False), ((0.3, float("inf")), False)]
+)
+def test_an_estimate_is_quoted_with_both_ends_of_its_interval_or_with_none(ends, known):
+    assert quoted.estimate(0.5, *ends, form="+.2f", ends=".1f") == (
+        "+0.50 [0.3, 0.7]" if known else "+0.50, no interval"
+    )
+    assert quoted.estimate(0.5, *ends) == ("0.5 [0.3, 0.7]" if known else "0.5, no interval")
+
+
+@pytest.mark.parametrize("p,words", [(0.0, "p < 0.001"), (0.0009, "p < 0.001"), (0.001, "p = 0.001"), (0.0134, "p = 0.013"), (1.0, "p = 1.000"), (NAN, "not tested")])  # fmt: skip
+def test_a_p_value_is_never_quoted_as_zero_or_nan(p, words):
+    assert quoted.tested(p, "p") == words
+    assert quoted.tested(p) == (words if p != p else f"corrected {words}")

@@ -12,7 +12,8 @@ from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
-from icrl_lab.plots.words import sampled, tested
+from icrl_lab.plots.words import sampled
+from icrl_lab.stats.words import estimate, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -220,7 +221,7 @@ def nearness(reading: Reading) -> go.Figure:
                         showlegend=what == "nearness" and name == names[0],
                         marker={"color": colour, "symbol": shape, "size": 10},
                         error_x={"array": [high - value], "arrayminus": [value - low], "color": colour, "thickness": 1.6, "width": 3},
-                        hovertemplate=f"<b>{NAMES[name]}, {control}</b><br>{value:.2f} [{low:.2f}, {high:.2f}], {tested(q)}<extra></extra>",
+                        hovertemplate=f"<b>{NAMES[name]}, {control}</b><br>{estimate(value, low, high, form='.2f')}, {tested(q)}<extra></extra>",
                     )
                 )  # fmt: skip
             ticks.append((y, NAMES[name]))

@@ -17,6 +17,7 @@ import numpy as np
 from icrl_lab.plots import style
 from icrl_lab.plots.patching import EDIT, SCALE, WITHOUT
 from icrl_lab.plots.words import shown_group
+from icrl_lab.stats.words import estimate, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -198,7 +199,7 @@ def cell_figure(reading: Reading, sheet: Sheet, i: int, j: int) -> go.Figure:
         reach = {**values["error_x"], "color": colour, "thickness": 2, "width": 6}
         traces.append({
             "type": "scatter", "mode": "markers", "showlegend": False, "marker": {"color": colour, "symbol": symbol, "size": 12}, "name": words,
-            "hovertemplate": "%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>", **values, "error_x": reach,
+            "hovertemplate": "%{y}: %{customdata}<extra></extra>", **values, "error_x": reach,
         })  # fmt: skip
     rows = len(sheet.bars)
     units = style.safe(data[sheet.main].attrs["units"], 40)
@@ -219,7 +220,7 @@ def bars(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> list[dict[str, Any]]
     for words, value, low, high in measured(data, sheet, i, j):
         there = np.isfinite(value)
         reach = {"array": [high - value], "arrayminus": [value - low]} if there else {"array": [], "arrayminus": []}
-        out.append({"x": [value] if there else [], "y": [words] if there else [], "customdata": [[low, high]] if there else [], "error_x": reach})  # fmt: skip
+        out.append({"x": [value] if there else [], "y": [words] if there else [], "customdata": [estimate(value, low, high)] if there else [], "error_x": reach})  # fmt: skip
     return out
 
 
@@ -227,7 +228,7 @@ def cell_range(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> list[float]:
     """Zero, the map's largest value and the cell's intervals: a cell that does next to nothing looks like it."""
     values = data[sheet.main].values
     most = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
-    ends = [v for _, value, low, high in measured(data, sheet, i, j) if np.isfinite(value) for v in (low, high)]
+    ends = [v for _, value, low, high in measured(data, sheet, i, j) for v in (value, low, high) if np.isfinite(v)]
     first, last = min([0.0, *ends]), max([most, *ends])
     pad = 0.05 * ((last - first) or 1.0)
     return [first - pad, last + pad]
@@ -264,7 +265,6 @@ def verdict(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> str:
     q, beyond = float(data[sheet.test].values[i, j]), float(data["beyond"].values[i, j])
     if not np.isfinite(q):
         return UNTESTED
-    p = "corrected p < 0.001" if q < 0.001 else f"corrected p = {q:.3f}"
     if q < 0.05:
-        return f"{'More' if beyond > 0 else 'Less'} than its placebo ({p})."
-    return f"Not told apart from its placebo ({p})."
+        return f"{'More' if beyond > 0 else 'Less'} than its placebo ({tested(q)})."
+    return f"Not told apart from its placebo ({tested(q)})."

@@ -13,6 +13,7 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
+from icrl_lab.plots.words import marks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,8 +97,8 @@ def _line(figure: go.Figure, data: xr.Dataset, name: str, control: str, look: tu
         go.Scatter(
             x=x, y=y, name=words, legendgroup=words, showlegend=shown, mode="lines+markers",
             line={"color": colour, "width": 1.5, "dash": dash}, marker={"color": colour, "symbol": symbol, "size": 5},
-            customdata=np.stack([low, high], 1), legendrank=RANKS.get(words, 1000),
-            hovertemplate=f"<b>{words}</b><br>depth %{{x}}: %{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]<extra></extra>",
+            customdata=marks(y, low, high), legendrank=RANKS.get(words, 1000),
+            hovertemplate=f"<b>{words}</b><br>depth %{{x}}: %{{customdata}}<extra></extra>",
         ), row=at[0], col=at[1],
     )  # fmt: skip
 
@@ -189,12 +190,13 @@ def _landmarks(figure: go.Figure, data: xr.Dataset, relation: str, position: str
         here = data.sel(relation=relation, position=position)
         depth, low, high = (float(here[name + end]) for end in ("", "_low", "_high"))
         found = str(here[f"{name}_says"].values).startswith("depth")
+        depths = f" [{low:.0f}, {high:.0f}]" if np.isfinite([low, high]).all() else ", no interval"
         figure.add_trace(
             go.Scatter(
                 x=[depth if found else None], y=[y], name=words, legendgroup=words, showlegend=shown, mode="markers", legendrank=1004,
                 marker={"color": colour, "symbol": symbol, "size": 10},
                 error_x={"array": [high - depth], "arrayminus": [depth - low], "color": colour, "thickness": 1.5, "width": 3},
-                hovertemplate=f"<b>{words}</b>: {style.safe(here[f'{name}_says'].values)} [{low:.0f}, {high:.0f}]<extra></extra>",
+                hovertemplate=f"<b>{words}</b>: {style.safe(here[f'{name}_says'].values)}{depths}<extra></extra>",
             ), row=at[0], col=at[1],
         )  # fmt: skip
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from icrl_lab.plots import style
 from icrl_lab.plots.beside import LOOKS, bars, called, dots, finish, share
-from icrl_lab.plots.words import estimate, of_classes, sampled
+from icrl_lab.plots.words import of_classes, sampled
+from icrl_lab.stats.words import estimate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

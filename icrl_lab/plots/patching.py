@@ -10,6 +10,7 @@ import numpy as np
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
 from icrl_lab.plots.words import sampled, shown_group
+from icrl_lab.stats.words import estimate, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,23 +96,22 @@ def _rings(made: go.Figure, mask: Any, x: Any, y: Any, size: float, row: int, co
 
 def _words(data: xr.Dataset, name: str, effect: str | None = None, q: str | None = None) -> np.ndarray:
     """What is said of each cell when it is pointed at."""
-    value, low, high = (data[n].values for n in (name, f"{name}_low", f"{name}_high"))
     dims = [str(d) for d in data[name].dims]
-    out = np.empty(value.shape, object)
-    for at in np.ndindex(value.shape):
+    out = np.empty(data[name].shape, object)
+
+    def told(name: str, at: tuple[int, ...], form: str) -> str:
+        return estimate(*(float(data[f"{name}{end}"].values[at]) for end in ("", "_low", "_high")), form=form)
+
+    for at in np.ndindex(out.shape):
         where = ", ".join(
             f"{'' if d in ('group', 'part') else d + ' '}{style.safe(shown_group(str(data[d].values[i])), 40)}"
             for d, i in zip(dims, at)
         )
-        text = f"<b>{where}</b><br>share {value[at]:.2f} [{low[at]:.2f}, {high[at]:.2f}]"
+        text = f"<b>{where}</b><br>share {told(name, at, '.2f')}"
         if q is not None and np.isfinite(data[q].values[at]):
-            text += f"<br>corrected p {data[q].values[at]:.3f}"
+            text += f"<br>{tested(float(data[q].values[at]))}"
         if effect is not None:
-            size = (data[n].values[at] for n in (effect, f"{effect}_low", f"{effect}_high"))
-            text += (
-                "<br>mean size {:.3g} [{:.3g}, {:.3g}]".format(*size)
-                + f" {style.safe(data[effect].attrs['units'], 40)}"
-            )
+            text += f"<br>mean size {told(effect, at, '.3g')} {style.safe(data[effect].attrs['units'], 40)}"
         out[at] = text
     return out
 
@@ -300,15 +300,17 @@ def _bars(reading: Reading, rows: list[tuple[str, xr.Dataset]], measure: str, ti
     made = go.Figure()
     for label, name, colour, shape in looks:
         value, low, high = (np.array([float(own[n]) for _, own in rows]) for n in (name, f"{name}_low", f"{name}_high"))
-        p = [float(own["beyond_q"]) for _, own in rows]
+        told = [
+            f"{estimate(*v)} {units}<br>beyond the placebo: {tested(float(own['beyond_q']))}"
+            for v, (_, own) in zip(zip(value, low, high), rows)
+        ]
         made.add_trace(
             go.Bar(
                 x=value, y=names, orientation="h", name=label,
                 marker={"color": colour, "opacity": 0.85, "pattern": {"shape": shape, "fgcolor": MIDDLE, "size": 5, "fillmode": "overlay"}},
                 error_x={"array": high - value, "arrayminus": value - low, "color": style.GREY, "thickness": 1.4, "width": 3},
-                customdata=np.stack([low, high, p], -1),
-                hovertemplate=f"<b>%{{y}}</b>, {label}<br>%{{x:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}] {units}"
-                "<br>beyond the placebo: corrected p %{customdata[2]:.3f}<extra></extra>",
+                customdata=told,
+                hovertemplate=f"<b>%{{y}}</b>, {label}<br>%{{customdata}}<extra></extra>",
             )
         )  # fmt: skip
     span, cut_off = _span([own for _, own in rows], (measure, placebo))

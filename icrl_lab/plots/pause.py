@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.plots import style
-from icrl_lab.plots.words import estimate, sampled
+from icrl_lab.plots.words import sampled
+from icrl_lab.stats.words import estimate, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -80,9 +81,9 @@ def differences(reading: Reading) -> go.Figure:
     for place, i in enumerate(order):
         kind, q = str(data["kind"].values[i]), float(data["difference_q"].values[i])
         look = KINDS[kind]
-        p = "not tested" if np.isnan(q) else "p < 0.001" if q < 0.001 else f"p = {q:.3f}"
+        p = tested(q, "p")
         name = str(data["comparison"].values[i])
-        _mark(made, (data, "difference", i), -float(place), look, f"{name}<br>{kind}, corrected {p}")
+        _mark(made, (data, "difference", i), -float(place), look, f"{name}<br>{kind}, {tested(q)}")
         made.add_annotation(
             x=1, xref="paper", y=-place, text=p, showarrow=False, xanchor="right", yshift=11, font={"size": 11}
         )

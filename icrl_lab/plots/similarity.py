@@ -22,7 +22,7 @@ from icrl_lab.plots.beside import (
     unit_of,
 )
 from icrl_lab.plots.molecules import drawing
-from icrl_lab.plots.words import sampled
+from icrl_lab.plots.words import marks, sampled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,8 +95,7 @@ def _band(made: go.Figure, col: int, values: Any, named: tuple[str, str], legend
     made.add_scatter(
         x=x, y=value, mode="lines+markers", name=words, legendgroup=who, showlegend=legend,
         line={"color": colour, "width": 1.8, "dash": DASHES.get(who, "solid")}, marker={"color": colour, "symbol": shape, "size": 8},
-        customdata=np.stack([low, high], -1),
-        hovertemplate=f"<b>{words}</b><br>%{{y:.3g}} [%{{customdata[0]:.3g}}, %{{customdata[1]:.3g}}]<extra></extra>",
+        customdata=marks(value, low, high), hovertemplate=f"<b>{words}</b><br>%{{customdata}}<extra></extra>",
         row=1, col=col,
     )  # fmt: skip
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
-from icrl_lab.plots.words import estimate, many
+from icrl_lab.plots.words import many
 from icrl_lab.stats import more_labels
+from icrl_lab.stats.words import estimate
 
 if TYPE_CHECKING:
     import pandas as pd

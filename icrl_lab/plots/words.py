@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from icrl_lab.stats.words import estimate, tested
 
 
 def shown_group(name: str) -> str:
@@ -26,7 +27,7 @@ def marks(
     form: str = ".3g",
 ) -> list[str]:
     """What is said of each mark that is pointed at: the estimate with its interval, and whether it was tested, if any was to be."""
-    said = [estimate(*one, form) if one[0] == one[0] else "not known" for one in zip(values, low, high)]
+    said = [estimate(*one, form=form) if one[0] == one[0] else "not known" for one in zip(values, low, high)]
     return said if p is None else [f"{words}<br>{tested(q)}" for words, q in zip(said, p)]
 
 
@@ -38,15 +39,3 @@ def of_classes(about: Mapping[str, Any]) -> bool:
 def many(count: int, noun: str) -> str:
     """A count and what is counted: "1 seed", "5 seeds"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def tested(p: float) -> str:
-    """A corrected p-value of a mark's label; NaN: it was not tested."""
-    return f"corrected p {p:.3f}" if p == p else "not tested"
-
-
-def estimate(value: float, low: float, high: float, form: str = ".3g") -> str:
-    """An estimate with its interval, "0.5 [0.3, 0.7]"; one whose interval is not known says so."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return f"{value:{form}}, no interval"
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

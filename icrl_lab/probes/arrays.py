@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from icrl_lab.errors import MissingExtra
+from icrl_lab.stats.words import estimate
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,13 +64,8 @@ def dataset(arrays: Named, coords: Mapping[str, Any]) -> xr.Dataset:
 def tell(data: xr.Dataset, name: str, at: Mapping[str, Any], units: str = "", form: str = ".2f") -> str:
     """One number of a reading with its interval, as a sentence quotes it."""
     value, low, high = (float(data[f"{name}{tail}"].sel(at)) for tail in ("", "_low", "_high"))
-    known = np.isfinite([low, high]).all()
-    return f"{value:{form}}{f' [{low:.2f}, {high:.2f}]' if known else ', no interval'}" + (f" {units}" if units else "")
-
-
-def corrected(p: float) -> str:
-    """A corrected p-value, as a sentence quotes it; NaN: seeds or queries were too few to test."""
-    return f"corrected p = {p:.3f}" if p == p else "not tested"
+    told = estimate(value, low, high, form=form, ends=".2f")
+    return f"{told} {units}" if units else told
 
 
 def ci(data: xr.Dataset, name: str, units: str = "", **at: Any) -> str:

@@ -31,6 +31,7 @@ from icrl_lab.probes.matching import beyond, crossed, matching, p_value
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Array, Look, look
 from icrl_lab.stats import Effects, adjusted, correlations, effects
+from icrl_lab.stats.words import tested
 from icrl_lab.values import Reading
 
 if TYPE_CHECKING:
@@ -444,7 +445,7 @@ def _says_of_heads(data: xr.Dataset, null: str | None) -> list[str]:
         f"by itself, after Holm: {', '.join(alone)}.",
         f"The strongest is block {top['layer']}, head {top['head']}, from {WHERE[str(top['row'])]} to the shots' {top['target']}s, which have "
         f"{100 * float(data['share'].sel(own)):.1f} % of its share: rho = {ci(data, 'rho', control='real', **top)}{under}; beyond other "
-        f"queries{less} {ci(data, name, **at, **top)}, corrected p = {sure:.2g}: {found}.",
+        f"queries{less} {ci(data, name, **at, **top)}, {tested(sure)}: {found}.",
     ]
 
 

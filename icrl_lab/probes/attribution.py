@@ -17,12 +17,13 @@ import numpy as np
 
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.probes import coalitions, games
-from icrl_lab.probes.arrays import Named, ci, corrected, dataset, looked_at, over
+from icrl_lab.probes.arrays import Named, ci, dataset, looked_at, over
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.scene import ROLES, Scene, pick, scene, still
 from icrl_lab.stats import Effects, adjusted, effects
 from icrl_lab.stats.metrics import Array, spearman
+from icrl_lab.stats.words import tested
 from icrl_lab.values import Reading
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def _says(data: xr.Dataset, about: dict[str, Any]) -> list[str]:
         q = float(data["nearness_gain_q"].sel(by=m))
         near.append(
             f"{WORDS[m]} {at('nearness', by=m)}, noise {noise('nearness', by=m)}, difference "
-            f"{ci(data, 'nearness_gain', by=m)} ({corrected(q)})"
+            f"{ci(data, 'nearness_gain', by=m)} ({tested(q)})"
         )
     gains = [m for m in [*methods, TRUTH] if float(data["nearness_gain_q"].sel(by=m)) < 0.05]
     more = [m for m in gains if float(data["nearness_gain"].sel(by=m)) > 0]

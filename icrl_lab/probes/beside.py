@@ -16,10 +16,11 @@ import numpy as np
 from icrl_lab import baselines
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import arrays as named
-from icrl_lab.probes.arrays import Named, corrected, tell
+from icrl_lab.probes.arrays import Named, tell
 from icrl_lab.probes.scene import Scene, pick
 from icrl_lab.stats import Effects, adjusted, interval, paired
 from icrl_lab.stats.metrics import Array
+from icrl_lab.stats.words import tested
 
 if TYPE_CHECKING:
     from icrl_lab.studies.run import Study
@@ -201,7 +202,7 @@ def left(data: Any, at: Mapping[str, Any], name: str = "gain") -> str:
             if versus in data["versus"].values:
                 where = {**at, "metric": metric, "versus": versus}
                 q, words = float(data[f"{name}_q"].sel(where)), METRICS[metric]
-                found.append(f"{words} {tell(data, name, where, form='+.2f')} against {WORDS[versus]} ({corrected(q)})")
+                found.append(f"{words} {tell(data, name, where, form='+.2f')} against {WORDS[versus]} ({tested(q)})")
     return ", ".join(found)
 
 

@@ -34,11 +34,11 @@ from icrl_lab.probes.edited import (
     seeds_of,
     sizes,
     states,
-    tested,
 )
 from icrl_lab.probes.scene import Parts, Scene, scene
 from icrl_lab.stats import adjusted, effects, sign_flip
 from icrl_lab.stats.metrics import Array
+from icrl_lab.stats.words import tested
 from icrl_lab.studies.choice import stream
 from icrl_lab.values import SLOT, Reading, Rendered
 

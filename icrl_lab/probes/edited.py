@@ -202,8 +202,3 @@ def left_out(empty: Sequence[str], gradient: bool) -> list[str]:
         if gradient
         else [*out, "There is no gradient approximation here: it was not asked for, or labels have several tokens."]
     )
-
-
-def tested(value: float) -> str:
-    """A corrected p-value in words."""
-    return "corrected p < 0.001" if value < 0.001 else f"corrected p = {value:.3f}"

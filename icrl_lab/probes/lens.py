@@ -24,6 +24,7 @@ from icrl_lab.probes.scene import Scene, scene
 from icrl_lab.probes.words import Place, places, words
 from icrl_lab.stats import Effects, adjusted, effects
 from icrl_lab.stats.metrics import Array
+from icrl_lab.stats.words import tested
 from icrl_lab.values import Capture, Reading
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def _says(data: xr.Dataset) -> list[str]:
         q = float(data["score_q"].sel({"control": "real", **at}))
         out.append(
             f"At {where} a linear probe {'finds the label' if q < 0.05 else 'does not find the label beyond shuffled ones'}: at "
-            f"its best depth, {best}, r = {ci(data, 'score', control='real', **at)}, corrected p = {q:.3f}"
+            f"its best depth, {best}, r = {ci(data, 'score', control='real', **at)}, {tested(q)}"
             f"{others_at('score', **at)}; on the encoder's vectors: {ci(data, 'ceiling')}."
         )
     gap, p = float(data["unsaid"]), float(data["unsaid_p"])
@@ -287,7 +288,7 @@ def _says(data: xr.Dataset) -> list[str]:
         what = "In the last answer state the probe finds less than the answer says (too few items for it, or nothing linear)"
     else:
         what = "The last answer state holds no more than it says, as far as can be seen"
-    told = f"p = {p:.3f}" if p == p else "not tested, for one seed"
+    told = tested(p, "p") if p == p else "not tested, for one seed"
     out.append(f"{what}: the probe's r less the answer's is {ci(data, 'unsaid')} ({told}).")
     return out
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from icrl_lab import shots as room
 from icrl_lab.probes import beside
-from icrl_lab.probes.arrays import Named, ci, corrected, dataset, looked_at
+from icrl_lab.probes.arrays import Named, ci, dataset, looked_at
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import Square, influence, lean, permutations, read_orders, square, trend, weights
@@ -26,6 +26,7 @@ from icrl_lab.probes.scene import Scene, arranged, scene
 from icrl_lab.probes.variance import shares
 from icrl_lab.stats import METRICS, adjusted, effects
 from icrl_lab.stats.metrics import Array
+from icrl_lab.stats.words import tested
 from icrl_lab.values import Reading
 
 if TYPE_CHECKING:
@@ -331,18 +332,18 @@ def _says(data: xr.Dataset, first: Scene) -> list[str]:
         f"The order of the same {k} shots moves an answer by {tell('spread', units, control='real')} (standard deviation); answers to "
         f"different queries lie {float(data['between'].sel(control='real')):.2f} apart{also('spread', units)}.",
         f"The answer {_leans(data, 'recency')} the last label: slope {tell('recency', control='real')} "
-        f"(p = {float(data['recency_p'].sel(control='real')):.3f}){also('recency')}; ascending less descending labels move it by "
+        f"({tested(float(data['recency_p'].sel(control='real')), 'p')}){also('recency')}; ascending less descending labels move it by "
         f"{tell('swing', units, control='real')}{also('swing', units)}.",
         f"A shot pulls the answer to its own label with weight {tell('weight', control='real', place=last)} in the last "
         f"place and {tell('weight', control='real', place=1)} in the first{even}; the "
-        f"slope over places is {tell('tilt', control='real')} (p = {float(data['tilt_p'].sel(control='real')):.3f}){also('tilt')}.",
+        f"slope over places is {tell('tilt', control='real')} ({tested(float(data['tilt_p'].sel(control='real')), 'p')}){also('tilt')}.",
     ]
     metric = str(data["metric"].values[0])
     for contrast in data["contrast"].values[:2]:
         at: Any = {"metric": metric, "contrast": contrast}
         q = float(data["change_q"].sel(**at, control="real"))
         out.append(
-            f"{str(contrast).capitalize()}: {beside.METRICS[metric]} {tell('change', control='real', **at)} ({corrected(q)}){also('change', **at)}."
+            f"{str(contrast).capitalize()}: {beside.METRICS[metric]} {tell('change', control='real', **at)} ({tested(q)}){also('change', **at)}."
         )
     best = str(data["order"].values[int(data["score"].sel(metric=metric, by="real").values.argmax())])
     at = {"metric": metric, "order": best}

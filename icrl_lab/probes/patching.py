@@ -33,11 +33,11 @@ from icrl_lab.probes.edited import (
     pairs_of,
     places,
     states,
-    tested,
 )
 from icrl_lab.probes.recovery import gradient_arrays, restored, restored_arrays, spread
 from icrl_lab.probes.scene import Scene
 from icrl_lab.stats.metrics import Array
+from icrl_lab.stats.words import tested
 from icrl_lab.studies.choice import stream
 from icrl_lab.values import Capture, Reading, Rendered
 

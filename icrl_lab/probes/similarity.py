@@ -20,7 +20,7 @@ from icrl_lab import maps
 from icrl_lab import shots as room
 from icrl_lab.errors import StudyError
 from icrl_lab.probes import beside
-from icrl_lab.probes.arrays import Named, corrected, dataset, looked_at, tell
+from icrl_lab.probes.arrays import Named, dataset, looked_at, tell
 from icrl_lab.probes.asked import checked
 from icrl_lab.probes.beside import put
 from icrl_lab.probes.influence import influence, read_orders
@@ -28,6 +28,7 @@ from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.variance import shares
 from icrl_lab.stats import adjusted, correlations, effects
 from icrl_lab.stats.metrics import Array, spearman
+from icrl_lab.stats.words import tested
 from icrl_lab.values import Reading
 
 if TYPE_CHECKING:
@@ -384,7 +385,7 @@ def _says(data: xr.Dataset, k: int) -> list[str]:
                 if q < 0.05 and float(data["follows_gain"].sel(where)) > 0
                 else "no more than under noise, as far as can be seen"
             )
-            more = f": {seen} ({tell(data, 'follows_gain', where, form='+.2f')}, {corrected(q)})"
+            more = f": {seen} ({tell(data, 'follows_gain', where, form='+.2f')}, {tested(q)})"
         out.append(
             f"The size of a shot's influence follows its {measure} to the query at a rank correlation of "
             f"{tell(data, 'follows', at)}; {beside_it}{more}."

@@ -17,6 +17,7 @@ from icrl_lab.probes.beside import METRICS, put
 from icrl_lab.stats import Effects, adjusted, effects, interval, paired
 from icrl_lab.stats.metrics import Array
 from icrl_lab.stats.verdicts import ALPHA, MIN_ITEMS, MIN_SEEDS
+from icrl_lab.stats.words import estimate, tested
 
 UNTESTED, READ, HARMFUL, PAUSE = "not tested", "read", "harmful", "a place to pause"
 PLACE, SEEN, IGNORED, NOTHING = "a place at least", "seen, not read", "ignored", "no evidence"
@@ -116,15 +117,15 @@ class Found(NamedTuple):
         for text in self.halves:
             name = half(text).capitalize()
             told = [
-                f"{self.comparisons[i].name.removesuffix(f', {half(text)}')} {_number(self.difference, i, '+.2f')} (p {_p(self.q[i])})"
+                f"{self.comparisons[i].name.removesuffix(f', {half(text)}')} {_told(self.difference, i, '+.2f')} ({tested(float(self.q[i]), 'p')})"
                 for i in self.of(text)
             ]
             out.append(f"{name}: {self.verdicts[half(text)]}. Differences of {words}, p corrected: {'; '.join(told)}.")
             if (text, SLOTS) in self.removals:
                 i = self.removals.index((text, SLOTS))
                 out.append(
-                    f"{name}, cutting all slots moves an answer by {_number(self.moved, i)} {units}, cutting as many tokens "
-                    f"of the frame by {_number(self.placebo, i)}; corrected p of the difference {_p(self.extra_q[i])}."
+                    f"{name}, cutting all slots moves an answer by {_told(self.moved, i)} {units}, cutting as many tokens "
+                    f"of the frame by {_told(self.placebo, i)}; the difference: {tested(float(self.extra_q[i]))}."
                 )
         contents = [i for i, c in enumerate(self.comparisons) if c.kind == "content"]
         widest = float((self.difference.high - self.difference.low)[contents].max()) / 2
@@ -242,15 +243,9 @@ def _effects(found: Sequence[Any], tested: bool) -> Effects:
     return made if tested else made._replace(p=np.full(len(found), np.nan))
 
 
-def _number(effect: Effects, i: int, form: str = ".2g") -> str:
+def _told(effect: Effects, i: int, form: str = ".2g") -> str:
     value, low, high = (float(v[i]) for v in (effect.estimate, effect.low, effect.high))
-    return (
-        f"{value:{form}} [{low:.2g}, {high:.2g}]" if np.isfinite([low, high]).all() else f"{value:{form}}, no interval"
-    )
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "below 0.001" if value == value else "not tested"
+    return estimate(value, low, high, form=form, ends=".2g")
 
 
 def half(text: bool) -> str:
