@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icrl_lab.baselines import CLASSIFIERS, REGRESSORS, baseline
+from icrl_lab.baselines import CLASSIFIERS, FARTHEST, REGRESSORS, baseline
 from icrl_lab.errors import DataError, StudyError
 
 ALL = [(n, "y") for n in REGRESSORS] + [(n, "c") for n in CLASSIFIERS]
@@ -102,7 +102,30 @@ def test_ridge_chooses_the_penalty_that_refitting_without_each_shot_chooses():
         )
 
     best = min(grid, key=left_out)
-    assert baseline("ridge", x, y, q) == pytest.approx(Ridge(alpha=best).fit(z, y).predict(zq))
+    cut = np.clip(zq, *(np.array([-FARTHEST, FARTHEST]) / np.sqrt(6)))
+    assert baseline("ridge", x, y, q) == pytest.approx(Ridge(alpha=best).fit(z, y).predict(cut))
+
+
+@pytest.mark.parametrize("name", ["ridge", "gp", "knn"])
+def test_a_feature_that_hardly_varies_over_the_shots_does_not_decide(name):
+    """Such features carry nothing; among queries they vary a thousand times as much."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(5):
+        x, q = rng.standard_normal((30, 6)), rng.standard_normal((200, 6))
+        w = rng.standard_normal(6)
+        still = [1e-3 * rng.standard_normal((30, 3)), rng.standard_normal((200, 3))]
+        y = x @ w + rng.standard_normal(30)
+        one = baseline(name, np.hstack([x, still[0]]), y, np.hstack([q, still[1]]))
+        found.append(np.corrcoef(one, q @ w)[0, 1])
+    assert np.mean(found) > 0.4
+
+
+def test_ridge_never_says_the_same_of_everything():
+    """A constant has no correlation, and would count as one of zero, where the weakest slope has the same error and a sign."""
+    x, q, _, _ = data(d=300)
+    y = np.random.default_rng(5).normal(size=20)
+    for s in range(20):
+        assert np.std(baseline("ridge", x, np.random.default_rng(s).permutation(y), q)) > 0
 
 
 def test_neighbours_by_hand():

@@ -271,9 +271,7 @@ def words_of(value) -> list[str]:
     return [word for part in parts for word in words_of(part)]
 
 
-@pytest.mark.parametrize(
-    "question", ["attention", "attribution", "order", "patching", "pause", "similarity"]
-)
+@pytest.mark.parametrize("question", ["attention", "attribution", "order", "patching", "pause", "similarity"])
 def test_what_is_not_known_is_said_in_words_and_items_are_escaped_once(question):
     reading = small(question)
     drawn = [f.to_plotly_json() for f in import_module(f"icrl_lab.plots.{question}").figures(reading).values()]
