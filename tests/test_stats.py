@@ -104,6 +104,16 @@ def test_the_half_width_covers_whatever_the_shares_of_seeds_items_and_residual(s
         assert 0.935 <= inside <= high, (a, i, inside)
 
 
+@pytest.mark.parametrize("items", [8, 12, 20])
+def test_the_variance_of_a_correlation_is_not_that_of_the_jackknife_which_is_too_large(items):
+    drawn = simulate.draw(TYPICAL, 6000, 3, items, np.random.default_rng(items))
+    for name in ("pearson", "spearman"):
+        mean, table = intervals.pseudo_values(drawn.arm, drawn.target, name)
+        parts = intervals.components(table)
+        found = (parts.items + parts.seeds - parts.residual).mean() / mean.var()
+        assert 0.9 < found < 1.1, (name, found)
+
+
 def test_a_few_heavy_items_leave_fewer_degrees_of_freedom():
     rng = np.random.default_rng(0)
     normal, squares = rng.standard_normal((500, 3, 4000)), rng.standard_normal((500, 1, 4000)) ** 2
@@ -233,6 +243,14 @@ def _holds(scenario, seeds, items, names=None):
 @pytest.mark.parametrize(("seeds", "items"), [(3, 64), (5, 128), (10, 32)])
 def test_intervals_cover_the_truth(seeds, items):
     _holds(TYPICAL, seeds, items)
+
+
+def test_correlations_without_a_signal_are_not_covered_too_often():
+    """Where nothing but chance moves a few seeds' correlations intervals are widest; no error of the simulation is granted."""
+    scenario = next(s for s in simulate.SCENARIOS if s.name == "no signal")
+    names = ("pearson", "spearman", "delta pearson", "delta spearman")
+    found = simulate.coverage(scenario, 5, 32, names, studies=16_000)
+    assert all(0.93 <= v <= 0.98 for v in found.values()), found
 
 
 @pytest.mark.slow

@@ -32,9 +32,9 @@ p, li { max-width: 46rem; margin: .45rem 0; }
 .soft { color: var(--soft); font-size: .88rem; }
 .scroll { overflow: auto; max-height: 36rem; border: 1px solid var(--line); border-radius: 8px; margin: .6rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .34rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { padding: .34rem .55rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
-thead th { position: sticky; top: 0; background: var(--panel); font-weight: 600; z-index: 1; }
+thead th { position: sticky; top: 0; background: var(--panel); font-weight: 600; z-index: 1; white-space: normal; vertical-align: bottom; }
 td.number, th.number { text-align: right; }
 td.wide { white-space: normal; overflow-wrap: anywhere; min-width: 16rem; }
 td small { color: var(--soft); }

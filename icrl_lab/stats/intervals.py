@@ -14,14 +14,16 @@ and a plain percentile bootstrap covers too little: for Pearson's r where seeds 
 95 %) that of the seeds covers 74 %, of the items 54 %, of both 86 %. What is done here instead:
 
 1. Each cell gets its jackknife pseudo-value N m_s - (N-1) m_s(without i) (Tukey 1958): what item i contributes to
-   seed s. For a mean this is the term itself; for a correlation it is the empirical influence.
+   seed s. For a mean this is the term itself; for a correlation it is the empirical influence. The jackknife's variance is
+   too large (Efron and Stein 1981), that of correlations by about N/(N-2): 1.49, 1.33, 1.23, 1.14, 1.05 and 1.01 times at
+   6, 8, 12, 20, 32 and 64 items (`simulate`, "typical"), so their pseudo-values are drawn to their mean by its root.
 2. The two-way analysis of variance of that S x N table gives the three components without bias.
 3. With S seeds the seeds' share has only S-1 degrees of freedom. Satterthwaite's approximation plugs the estimated
    shares into one t distribution; when the seeds agree by luck it believes both that they agree and that it has many
    degrees of freedom, and at three seeds it covers 90 to 92 % where seeds differ about as much as items do. So the
    seeds' component is not plugged in but integrated over its generalised (fiducial) distribution, observed mean
-   square * (S-1) / chi-square, as Weerahandi (1993) does for mixed models. What is taken off for the residual is one
-   standard error of that mean square more than its estimate, since the rest is cut off at zero and would else widen
+   square * (S-1) / chi-square, as Weerahandi (1993) does for mixed models. What is taken off for the residual is `OFF`
+   standard errors of that mean square more than its estimate, since the rest is cut off at zero and would else widen
    every interval whose seeds do not differ (99 % coverage).
    Given the seeds' component the rest is Student's t, with fewer degrees of freedom where few items weigh most.
 4. Symmetric on the scale where the metric is nearly normal, by the delta method at the mean over the seeds, so that the
@@ -51,6 +53,8 @@ from icrl_lab.stats.metrics import Array, metric
 # of seeds' losses. With 0, .5, .8 and 1 the least coverage from five seeds up was 92.1, 93.3, 93.5 and 93.6 %, for 1, 1.1, 1.3 and 1.5
 # times the width where five seeds differ most
 SKEW = 0.8
+# with 1, and the jackknife as it is, correlations without a signal were covered 97.9 to 98.1 % at 5 x 32 (48,000 studies), now 97.5 to 97.8
+OFF = 1.4
 
 
 class Parts(NamedTuple):
@@ -151,7 +155,7 @@ def _variances(parts: Parts, skew: float = 0.0) -> tuple[Array, Array]:
     if parts.n_seeds == 1:
         return np.asarray(parts.items)[..., None], np.ones(1)
     ratio, weight = _quadrature(_df_seeds(parts.n_seeds, skew))
-    off = 1 + np.sqrt(2 / (parts.n_seeds - 1))
+    off = 1 + OFF * np.sqrt(2 / (parts.n_seeds - 1))
     seeds = np.asarray(parts.seeds)[..., None] / ratio - off * np.asarray(parts.residual)[..., None]
     return np.asarray(parts.items)[..., None] + np.maximum(seeds, 0.0), weight
 
@@ -236,10 +240,13 @@ def bounds(mean: Any, half: Any, scale: str, n_items: int, level: float = 0.95, 
 
 
 def pseudo_values(pred: Array, target: Array, name: str, reference: Array | None = None) -> tuple[Array, Array]:
-    """The mean over seeds of a metric (...), and its pseudo-values (..., S, N)."""
+    """The mean over seeds of a metric (...), and its pseudo-values (..., S, N): of correlations with the spread that is theirs."""
     one, n = metric(name), pred.shape[-1]
     value = one.values(pred, target, reference)
-    return value.mean(-1), n * value[..., None] - (n - 1) * one.left_out(pred, target, reference)
+    away = (n - 1) * (value[..., None] - one.left_out(pred, target, reference))
+    if one.scale == "fisher":
+        away = away * np.sqrt(max(n - 2, 0) / n)
+    return value.mean(-1), value[..., None] + away
 
 
 def fill(pred: Any, fallback: Any) -> Array:
