@@ -205,7 +205,7 @@ def _notes(rows: pd.DataFrame) -> str:
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
-    numbers = [row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")]
+    numbers: list[Any] = [row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")]
     if None in numbers or not _number(numbers[0]):
         return _number(numbers[0])
     coarse = max(abs(v) for v in numbers if v == v) >= 0.1  # beside which the digits of a small end say nothing
