@@ -19,7 +19,7 @@ import numpy as np
 from icrl_lab.errors import DataError, StudyError, nearest
 
 Array = np.ndarray
-# Pearson's r of ridge on 20 shots without, with 5 and with 3: Huuskonen with MiniMol .78, .82, .83, with ChemNet .33, .72, .73, with
+# Pearson's r of ridge (finite penalty) on 20 shots without, with 5 and with 3: Huuskonen with MiniMol .78, .82, .83, with ChemNet .33, .72, .73, with
 # descriptors .85, .86, .87; Lipophilicity with MiniMol .24, .35, .35 (16 and 24 seeds)
 FARTHEST = 3.0
 
@@ -27,15 +27,17 @@ FARTHEST = 3.0
 def _standardised(x: Array, q: Array) -> tuple[Array, Array]:
     """Both scaled by the shots' mean and sd of each feature, over sqrt(d) so that a shot's squared norm is about 1.
 
-    A feature that is constant over the shots says nothing about them and is left out. A query's are cut at `FARTHEST` sds:
-    of hundreds of features some hardly vary over a few shots, and would else alone decide what is said of a query.
+    A feature that is constant over the shots says nothing about them and is left out. A query's are cut at `FARTHEST` sds, or
+    where the shots' own end if that is farther: of hundreds of features some hardly vary over a few shots, and would else alone
+    decide what is said of a query.
     """
     mean, sd = x.mean(0), x.std(0)
     keep = sd > 1e-9 * np.maximum(np.abs(x).max(0), 1e-300)
     if not keep.any():
         return np.zeros((len(x), 1)), np.zeros((len(q), 1))
     z, zq = ((v[:, keep] - mean[keep]) / sd[keep] for v in (x, q))
-    return z / np.sqrt(keep.sum()), np.clip(zq, -FARTHEST, FARTHEST) / np.sqrt(keep.sum())
+    zq = np.clip(zq, np.minimum(-FARTHEST, z.min(0)), np.maximum(FARTHEST, z.max(0)))
+    return z / np.sqrt(keep.sum()), zq / np.sqrt(keep.sum())
 
 
 def _distances(a: Array, b: Array) -> Array:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from icrl_lab import baselines
 from icrl_lab.baselines import CLASSIFIERS, FARTHEST, REGRESSORS, baseline
 from icrl_lab.errors import DataError, StudyError
 
@@ -102,7 +103,7 @@ def test_ridge_chooses_the_penalty_that_refitting_without_each_shot_chooses():
         )
 
     best = min(grid, key=left_out)
-    cut = np.clip(zq, *(np.array([-FARTHEST, FARTHEST]) / np.sqrt(6)))
+    cut = np.clip(zq, np.minimum(-FARTHEST / np.sqrt(6), z.min(0)), np.maximum(FARTHEST / np.sqrt(6), z.max(0)))
     assert baseline("ridge", x, y, q) == pytest.approx(Ridge(alpha=best).fit(z, y).predict(cut))
 
 
@@ -118,6 +119,15 @@ def test_a_feature_that_hardly_varies_over_the_shots_does_not_decide(name):
         one = baseline(name, np.hstack([x, still[0]]), y, np.hstack([q, still[1]]))
         found.append(np.corrcoef(one, q @ w)[0, 1])
     assert np.mean(found) > 0.4
+
+
+def test_a_query_that_is_a_shot_stands_where_the_shot_stands():
+    """Of a bit that one shot in thirty has, that shot lies five deviations away."""
+    x = np.eye(30)[:, :25] + np.random.default_rng(0).standard_normal((30, 25)) * 1e-3
+    shots, queries = baselines._standardised(x, x)
+    assert np.array_equal(shots, queries) and shots.max() * np.sqrt(25) > 5
+    far = baselines._standardised(x, 10 * x)[1] * np.sqrt(25)
+    assert far.max() == pytest.approx(shots.max() * np.sqrt(25)) and far.min() >= -FARTHEST
 
 
 def test_ridge_never_says_the_same_of_everything():
