@@ -92,7 +92,7 @@ def test_components_are_unbiased_for_planted_ones():
     assert parts.residual.mean() == pytest.approx(25 / (s * n), rel=0.02)
 
 
-@pytest.mark.parametrize(("seeds", "high"), [(3, 1.0), (5, 0.985), (10, 0.98)])
+@pytest.mark.parametrize(("seeds", "high"), [(2, 1.0), (3, 1.0), (5, 0.985), (10, 0.98)])
 def test_the_half_width_covers_whatever_the_shares_of_seeds_items_and_residual(seeds, high):
     rng = np.random.default_rng(seeds)
     n, size, normal = 64, 3000, rng.standard_normal
@@ -250,7 +250,7 @@ def test_correlations_without_a_signal_are_not_covered_too_often():
     scenario = next(s for s in simulate.SCENARIOS if s.name == "no signal")
     names = ("pearson", "spearman", "delta pearson", "delta spearman")
     found = simulate.coverage(scenario, 5, 32, names, studies=16_000)
-    assert all(0.93 <= v <= 0.98 for v in found.values()), found
+    assert all(0.93 <= v <= 0.979 for v in found.values()), found  # without what holds it down .977 to .981
 
 
 @pytest.mark.slow
@@ -635,6 +635,7 @@ def test_an_estimate_is_quoted_with_both_ends_of_its_interval_or_with_none(ends,
         "+0.50 [0.3, 0.7]" if known else "+0.50, no interval"
     )
     assert quoted.estimate(0.5, *ends) == ("0.5 [0.3, 0.7]" if known else "0.5, no interval")
+    assert quoted.estimate(NAN, *ends) == "not known"
 
 
 @pytest.mark.parametrize("p,words", [(0.0, "p < 0.001"), (0.0009, "p < 0.001"), (0.001, "p = 0.001"), (0.0134, "p = 0.013"), (1.0, "p = 1.000"), (NAN, "not tested")])  # fmt: skip

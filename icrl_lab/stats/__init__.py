@@ -7,7 +7,7 @@ mean of the shots would have given.
 The estimand is the expected metric over new seeds (that is shots, map draws and orders) and new items of the task; see
 `intervals` for how it is estimated and why so.
 
-Reading order: metrics, intervals, verdicts, effects, table, simulate.
+Reading order: metrics, intervals, verdicts, effects, table, words, simulate.
 """
 
 from icrl_lab.stats.effects import Effects, adjusted, correlations, effects, sign_flip

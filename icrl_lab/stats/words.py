@@ -6,7 +6,9 @@ import math
 
 
 def estimate(value: float, low: float, high: float, *, form: str = ".3g", ends: str | None = None) -> str:
-    """An estimate with its interval, "0.5 [0.3, 0.7]"; one whose interval is not known says so. `ends`: their format, if another."""
+    """An estimate with its interval, "0.5 [0.3, 0.7]"; what is not known is said. `ends`: their format, if another."""
+    if value != value:
+        return "not known"
     if not (math.isfinite(low) and math.isfinite(high)):
         return f"{value:{form}}, no interval"
     return f"{value:{form}} [{low:{ends or form}}, {high:{ends or form}}]"
