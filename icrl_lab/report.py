@@ -208,19 +208,20 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     numbers: list[Any] = [row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high")]
     if None in numbers or not _number(numbers[0]):
         return _number(numbers[0])
-    coarse = max(abs(v) for v in numbers if v == v) >= 0.1  # beside which the digits of a small end say nothing
-    value, low, high = (_number(v, coarse) for v in numbers)
+    small = max(abs(v) for v in numbers if v == v) < 0.1  # else the digits of an end near zero say nothing
+    value, low, high = (_number(v, ".2f" if not small and abs(v) < 10 else ".3g") for v in numbers)
     return f"{value} <small>{f'[{low}, {high}]' if low and high else 'no interval'}</small>"
 
 
-def _number(value: Any, coarse: bool = False) -> str:
-    """A number with three significant figures at most, or nothing; a small one that stands beside larger ones, with two decimals."""
+def _number(value: Any, form: str | None = None) -> str:
+    """A number with three significant figures at most, or nothing."""
     if value is None or isinstance(value, str) or value != value:
         return ""
     value = 0.0 if abs(value) < 1e-12 else value  # rounding, not a result
     if float(value).is_integer() and abs(value) < 1e6:
         return f"{int(value)}".replace("-", "−")
-    return (f"{value:.2f}" if abs(value) < 10 and (coarse or abs(value) >= 0.005) else f"{value:.3g}").replace("-", "−")
+    told = f"{value:{form or ('.2f' if 0.005 <= abs(value) < 10 else '.3g')}}"
+    return "0.00" if told == "-0.00" else told.replace("-", "−")
 
 
 def _baselines(record: Record, about: Mapping[str, Any]) -> str:

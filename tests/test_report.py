@@ -144,7 +144,7 @@ def test_an_interval_that_is_not_known_is_said(tmp_path):
     assert not re.search(r"\[,|, \]", Page(html).words)
 
 
-@pytest.mark.parametrize("numbers,want", [((0.34, -0.00474, 0.69), "0.34 <small>[−0.00, 0.69]</small>"), ((0.0041, -0.00474, 0.012), "0.0041 <small>[−0.00474, 0.01]</small>")])  # fmt: skip
+@pytest.mark.parametrize("numbers,want", [((0.34, -0.00474, 0.69), "0.34 <small>[0.00, 0.69]</small>"), ((0.0041, -0.00474, 0.012), "0.0041 <small>[−0.00474, 0.012]</small>")])  # fmt: skip
 def test_an_end_near_zero_is_no_longer_than_the_numbers_beside_it(numbers, want):
     assert report._interval(dict(zip(("r", "r_low", "r_high"), numbers)), "r") == want
 
