@@ -267,6 +267,7 @@ def words_of(value) -> list[str]:
     """Every string in a figure."""
     if isinstance(value, str):
         return [value]
+    value = value.ravel().tolist() if isinstance(value, np.ndarray) and value.dtype == object else value
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return [word for part in parts for word in words_of(part)]
 

@@ -117,6 +117,23 @@ def test_a_click_shows_the_readings_own_numbers(result):
             assert "2 seeds x 6 queries" in same.layout.title.text
 
 
+def test_an_interval_that_is_not_known_is_no_interval_of_width_zero(result):
+    whole = restoring()
+    gone = {
+        f"share{end}": whole.data[f"share{end}"].where(whole.data["share"] != whole.data["share"][0, 1])
+        for end in ("_low", "_high")
+    }
+    reading = Reading("patching", whole.data.assign(gone), whole.about)
+    view = PatchingView(reading, Selection(result, layers=4))
+    view._clicked(view.map.data[0], Points(1, 0), None)
+    value = f"{float(reading.data['share'][0, 1]):.3g}, no interval"
+    assert [value in str(said) for said in (view.cell.data[0].customdata, view.map.data[0].customdata[0][1])] == [
+        True,
+        True,
+    ]
+    assert "nan" not in str([m.customdata for m in view.cell.data]) and np.isfinite(view.cell.layout.xaxis.range).all()
+
+
 @pytest.mark.parametrize(
     "cell,words",
     [((0, 0), "More than its placebo (corrected p &lt; 0.001)"), ((0, 1), "More than its placebo (corrected p = 0.030)"), ((0, 2), "Less than its placebo (corrected p = 0.010)"),

@@ -13,6 +13,7 @@ from icrl_lab.plots.beside import LOOKS, bars, called, finish, whose
 from icrl_lab.plots.lens import CARD
 from icrl_lab.plots.molecules import drawing
 from icrl_lab.plots.words import sampled
+from icrl_lab.stats.words import estimate, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -156,11 +157,17 @@ def _hover(data: xr.Dataset, name: str, at: dict[str, Any]) -> list[list[str]]:
 
     value, low, high = (table(n) for n in (name, f"{name}_low", f"{name}_high"))
     words = _written(name, value).lstrip("+")
-    out = [[f"{v:{words}} [{a:{words}}, {b:{words}}]" for v, a, b in zip(*rows)] for rows in zip(value, low, high)]
+    out = [[estimate(*cell, form=words) for cell in zip(*rows)] for rows in zip(value, low, high)]
     if f"{name}_q" not in data:
         return out
     p = zip(table(f"{name}_p"), table(f"{name}_q"), table(f"{name}_fdr"))
-    told = [[f"p {a:.2g}, after Holm {b:.2g}, Benjamini-Hochberg {c:.2g}" for a, b, c in zip(*rows)] for rows in p]
+    told = [
+        [
+            f"p {a:.2g}, after Holm {b:.2g}, Benjamini-Hochberg {c:.2g}" if a == a else tested(a)
+            for a, b, c in zip(*rows)
+        ]
+        for rows in p
+    ]
     return [[f"{a}<br>{b}" for a, b in zip(*rows)] for rows in zip(out, told)]
 
 

@@ -171,11 +171,11 @@ def where(reading: Reading) -> str:
 
 def hover(data: xr.Dataset, sheet: Sheet) -> np.ndarray:
     """What is said of each cell when it is pointed at."""
-    value, low, high = (data[sheet.main + end].values for end in ("", "_low", "_high"))
+    values = [data[sheet.main + end].values for end in ("", "_low", "_high")]
     xs, ys = names(data, sheet.x), names(data, sheet.y)
-    out = np.empty(value.shape, object)
-    for i, j in np.ndindex(value.shape):
-        out[i, j] = f"<b>{_at(sheet, ys[i], xs[j])}</b><br>{value[i, j]:.3g} [{low[i, j]:.3g}, {high[i, j]:.3g}]"
+    out = np.empty(values[0].shape, object)
+    for i, j in np.ndindex(values[0].shape):
+        out[i, j] = f"<b>{_at(sheet, ys[i], xs[j])}</b><br>{estimate(*(float(v[i, j]) for v in values))}"
     return out
 
 
@@ -219,7 +219,10 @@ def bars(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> list[dict[str, Any]]
     out = []
     for words, value, low, high in measured(data, sheet, i, j):
         there = np.isfinite(value)
-        reach = {"array": [high - value], "arrayminus": [value - low]} if there else {"array": [], "arrayminus": []}
+        ends = [end if np.isfinite(end) else value for end in (low, high)]
+        reach = (
+            {"array": [ends[1] - value], "arrayminus": [value - ends[0]]} if there else {"array": [], "arrayminus": []}
+        )
         out.append({"x": [value] if there else [], "y": [words] if there else [], "customdata": [estimate(value, low, high)] if there else [], "error_x": reach})  # fmt: skip
     return out
 
@@ -244,11 +247,11 @@ def cell_title(reading: Reading, data: xr.Dataset, sheet: Sheet, i: int, j: int)
 
 
 def measured(data: xr.Dataset, sheet: Sheet, i: int, j: int) -> list[tuple[str, float, float, float]]:
-    """What is known of a cell: words, estimate (NaN: not measured), and the ends of its interval."""
+    """What is known of a cell: words, estimate (NaN: not measured), and the ends of its interval (NaN: not known)."""
     out = []
     for words, name in sheet.bars:
         value, low, high = (float(data[name + end].values[i, j]) for end in ("", "_low", "_high"))
-        out.append((words, value, low if np.isfinite(low) else value, high if np.isfinite(high) else value))
+        out.append((words, value, low, high))
     return out
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from icrl_lab.errors import DataError, nearest
 from icrl_lab.plots import style
 from icrl_lab.plots.words import marks
+from icrl_lab.stats.words import estimate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -295,7 +296,7 @@ def _number(data: xr.Dataset, name: str) -> str:
     value, low, high = (data[name + end] for end in ("", "_low", "_high"))
     if "control" in value.dims:
         value, low, high = (v.sel(control="real") for v in (value, low, high))
-    return f"{float(value):.2f} [{float(low):.2f}, {float(high):.2f}]"
+    return estimate(float(value), float(low), float(high), form=".2f")
 
 
 # ------------------------------------------------------------------------------------------------ maps

@@ -14,6 +14,7 @@ from icrl_lab.errors import DataError
 from icrl_lab.plots import style
 from icrl_lab.plots.attention import SHORT, _hover, _known, _marks, _role, _scale, _written
 from icrl_lab.plots.beside import called, whose
+from icrl_lab.stats.words import estimate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -170,7 +171,7 @@ def falls(reading: Reading, layer: int, head: int, target: str) -> tuple[np.ndar
         return np.concatenate([sink[..., None], share], -1).reshape(sink.size, -1)
 
     share, low, high = (table(end) for end in ("", "_low", "_high"))
-    told = [[f"{v:.1%} [{a:.1%}, {b:.1%}]" for v, a, b in zip(*cells)] for cells in zip(share, low, high)]
+    told = [[estimate(*cell, form=".1%") for cell in zip(*cells)] for cells in zip(share, low, high)]
     lifts = data["by_shot"].sel({"target": target, **at}).transpose("row", "control", "shot").values
     return share, told, lifts.reshape(len(share), -1)
 

@@ -170,8 +170,8 @@ def parts(reading: Reading) -> go.Figure:
     words = _words(data, "fine", "fine_effect")
     exact = np.isfinite(data["verified"].values) if "verified" in data else np.zeros(words.shape, bool)
     for i, j in np.argwhere(exact):
-        value = [float(data[n][i, j]) for n in ("verified", "verified_low", "verified_high")]
-        words[i, j] += "<br>patched exactly: {:.2f} [{:.2f}, {:.2f}]".format(*value)
+        value, low, high = (float(data[n][i, j]) for n in ("verified", "verified_low", "verified_high"))
+        words[i, j] += f"<br>patched exactly: {estimate(value, low, high, form='.2f')}"
     made = _panels(1, ())
     _heat(made, data["fine"].values, place, names, _reach(data["fine"].values), words, 1, 1, True)
     _rings(made, exact, place, names, 11, 1, 1)
@@ -208,7 +208,7 @@ def agreement(reading: Reading) -> go.Figure:
         )  # fmt: skip
     made.update_xaxes(title="restored share, patched exactly", range=span, title_standoff=6, constrain="domain")
     made.update_yaxes(title="restored share, by the gradient", range=span)
-    r = "{:.2f} [{:.2f}, {:.2f}]".format(*(float(data[f"agreement{end}"]) for end in ("", "_low", "_high")))
+    r = estimate(*(float(data[f"agreement{end}"]) for end in ("", "_low", "_high")), form=".2f")
     caption = (
         f"n = {reading.about['n']}; a point is a cell. On the dashed line the gradient (clean less corrupted state, times the gradient "
         f"of the corrupted run) says what patching does; r over the cells of a query {r}, 95 % interval over {sampled(reading.about)}."

@@ -116,9 +116,8 @@ def movements(reading: Reading) -> go.Figure:
             made.data[-1].update(
                 name="the slots are cut off" if k == 0 else "as many tokens of the frame are", showlegend=i == 0
             )
-        q = float(data["extra_q"].values[i])
-        p = "not tested" if np.isnan(q) else "below 0.001" if q < 0.001 else f"{q:.3f}"
-        ticks.append(f"{style.safe(name, 40)}<br><i>difference: p {p}</i>")
+        p = tested(float(data["extra_q"].values[i]), "p")
+        ticks.append(f"{style.safe(name, 40)}<br><i>difference: {p}</i>")
     made.update_yaxes(
         tickvals=[-i - 0.15 for i in range(len(ticks))], ticktext=ticks, range=[0.35 - len(ticks), 0.5], showgrid=False, zeroline=False,
     )  # fmt: skip

@@ -27,7 +27,7 @@ def marks(
     form: str = ".3g",
 ) -> list[str]:
     """What is said of each mark that is pointed at: the estimate with its interval, and whether it was tested, if any was to be."""
-    said = [estimate(*one, form=form) if one[0] == one[0] else "not known" for one in zip(values, low, high)]
+    said = [estimate(*one, form=form) for one in zip(values, low, high)]
     return said if p is None else [f"{words}<br>{tested(q)}" for words, q in zip(said, p)]
 
 

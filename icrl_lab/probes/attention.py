@@ -31,7 +31,7 @@ from icrl_lab.probes.matching import beyond, crossed, matching, p_value
 from icrl_lab.probes.scene import Scene, pick, scene
 from icrl_lab.probes.spans import PARTS, ROWS, TARGETS, Array, Look, look
 from icrl_lab.stats import Effects, adjusted, correlations, effects
-from icrl_lab.stats.words import tested
+from icrl_lab.stats.words import estimate, tested
 from icrl_lab.values import Reading
 
 if TYPE_CHECKING:
@@ -451,9 +451,9 @@ def _says_of_heads(data: xr.Dataset, null: str | None) -> list[str]:
 
 def percent(data: xr.Dataset, name: str, **at: Any) -> str:
     value, low, high = (100 * float(data[n].sel(at)) for n in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]" if np.isfinite([low, high]).all() else f"{value:.1f} %, no interval"
 
 
 def _points(data: xr.Dataset, name: str, **at: Any) -> str:
     value, low, high = (100 * float(data[n].sel(at)) for n in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return estimate(value, low, high, form="+.2f")

@@ -356,4 +356,6 @@ def _says(data: xr.Dataset, first: Scene) -> list[str]:
 
 def _leans(data: xr.Dataset, name: str) -> str:
     value, p = (float(data[n].sel(control="real")) for n in (name, f"{name}_p"))
-    return "does not lean, as far as can be seen, to" if p >= 0.05 else "leans to" if value > 0 else "leans away from"
+    return (
+        "does not lean, as far as can be seen, to" if not p < 0.05 else "leans to" if value > 0 else "leans away from"
+    )
