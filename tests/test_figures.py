@@ -287,3 +287,9 @@ def test_what_is_not_known_is_said_in_words_and_items_are_escaped_once(question)
         assert not re.search(r"&amp;(amp|lt|gt);|(?<!&)<i>\d", sentence), sentence
     if question in ("order", "similarity", "pause"):
         assert any("no interval" in s and "not tested" in s for s in reading.about["says"])
+
+
+@pytest.mark.parametrize("p,words", [(np.nan, "does not lean"), (0.2, "does not lean"), (0.01, "leans to")])
+def test_a_lean_that_was_not_tested_is_no_finding(p, words):
+    data = xr.Dataset({"recency": ("control", [0.3]), "recency_p": ("control", [p])}, {"control": ["real"]})
+    assert import_module("icrl_lab.probes.order")._leans(data, "recency").startswith(words)
