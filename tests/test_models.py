@@ -35,11 +35,31 @@ def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch,
     monkeypatch.setattr(room, "possible", lambda dtype: ("torch",))
     monkeypatch.setattr(torch, "set_num_threads", lambda n: threads.__setitem__(0, n))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     chosen, measured = models.measure(llama.model, None)
     assert chosen == best and measured["seconds by threads"] == pytest.approx(cost)
     assert models.measure(llama.model, 2)[0] == 2  # who says how many gets as many
+
+
+@pytest.mark.parametrize("looks, best", [(0, 2), (1, 2), (2, 2), (3, 1)])
+def test_one_thread_is_believed_to_be_the_fastest_when_it_was_so_thrice(llama, monkeypatch, looks, best):
+    """A neighbour keeps a core busy for so many looks: two threads then take four times as long as they do alone."""
+    seen, threads, clock = [0], [1], [0.0]
+
+    def linear(x, w):
+        clock[0] += 3.0 if threads[0] == 1 else 8.0 if seen[0] < looks else 2.0
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(room, "possible", lambda dtype: ("torch",))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: threads.__setitem__(0, n))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: seen.__setitem__(0, seen[0] + 1))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert models.measure(llama.model)[0] == best
+    assert seen[0] == min(looks, 2)
 
 
 @pytest.mark.parametrize("gain, dtype", [(2.0, "float32"), (2.5, "bfloat16"), (4.2, "bfloat16")])
