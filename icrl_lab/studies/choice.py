@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from zlib import crc32
 
@@ -69,6 +69,7 @@ class Choice:
         self.format = None
         if task.targets is not None:
             self.format = answers.fit_format(plan.label_format, task.targets[task.pool], plan.label_bins)
+            self._reads = lru_cache(maxsize=4096)(self.format.read)  # every answer is compared with all labels shown
 
     def _queries(self) -> np.ndarray:
         """Positions of the items asked about: the same for every seed, arm and control."""
@@ -99,7 +100,7 @@ class Choice:
         """Whether an answer is the label of one of its shots; of numbers, whether its most probable value is."""
         if self.format is None:
             return answer.label in shown.written
-        return answer.mode in {self.format.read(label) for label in shown.written}
+        return answer.mode in {self._reads(label) for label in shown.written}
 
     def shots(self, cell: Cell, draw: int) -> list[Shots]:
         """The shots of each group of queries that share them: one group, unless selection or order looks at the query.
