@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -341,3 +342,30 @@ def test_a_map_of_the_shots_allows_an_order_that_depends_on_the_query(task, vect
         assert all(np.allclose(s.arrays[k], t.arrays[k], atol=1e-5) for s, t in zip(a, b) for k in s.arrays)
     with pytest.raises(DataError, match="no vector"):
         Material(task, vectors.take(task.ids[:50]), llm, near.plan)
+
+
+@pytest.mark.parametrize("form", ["digit", "letter", "two-digit", "as-written"])
+def test_an_answer_is_copied_exactly_where_its_most_probable_value_is_that_of_a_label_shown(task, vectors, llm, form):
+    """A label shown is written and read back to the number it stands for; a number between two labels is that of none."""
+    material, all_cells = make(task, vectors, llm, arms=["random-projection"], label_format=form, shots=3)
+    for cell in all_cells:
+        shown = material.shots(cell, 0)[0]
+        values = [material.format.read(label) for label in shown.written]
+        others = [
+            material.format.read(material.written(int(p)))
+            for p in task.pool
+            if material.written(int(p)) not in shown.written
+        ]
+        assert others and all(material.copied(SimpleNamespace(mode=v), shown) for v in values)
+        assert not any(material.copied(SimpleNamespace(mode=v), shown) for v in (*others, max(values) + 1e-3, None))
+
+
+def test_a_class_is_copied_where_a_shot_has_it(task, vectors, llm):
+    material, all_cells = make(classes(task), vectors, llm, arms=["random-projection"], shots=2, selection="random")
+    told = set()
+    for cell in all_cells:
+        shown = material.shots(cell, 0)[0]
+        for label in ("low", "middle", "high"):
+            told.add(material.copied(SimpleNamespace(label=label), shown))
+            assert material.copied(SimpleNamespace(label=label), shown) == (label in shown.written)
+    assert told == {True, False}
