@@ -18,6 +18,7 @@ from icrl_lab import fetch, models
 from icrl_lab.engine import products as room
 from icrl_lab.engine.proof import plain
 from icrl_lab.errors import ModelError, StudyError
+from icrl_lab.models import fastest, reading
 from icrl_lab.values import SLOT, Rendered
 
 
@@ -38,9 +39,9 @@ def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch,
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    chosen, measured = models.measure(llama.model, None)
+    chosen, measured = fastest.measure(llama.model, None)
     assert chosen == best and measured["seconds by threads"] == pytest.approx(cost)
-    assert models.measure(llama.model, 2)[0] == 2  # who says how many gets as many
+    assert fastest.measure(llama.model, 2)[0] == 2  # who says how many gets as many
 
 
 @pytest.mark.parametrize("looks, best", [(0, 2), (1, 2), (2, 2), (3, 1)])
@@ -58,7 +59,7 @@ def test_one_thread_is_believed_to_be_the_fastest_when_it_was_so_thrice(llama, m
     monkeypatch.setattr(time, "sleep", lambda seconds: seen.__setitem__(0, seen[0] + 1))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    assert models.measure(llama.model)[0] == best
+    assert fastest.measure(llama.model)[0] == best
     assert seen[0] == min(looks, 2)
 
 
@@ -73,9 +74,9 @@ def test_bfloat16_is_taken_where_it_gains_more_than_half_its_width(monkeypatch, 
     rates = {"float32": 800.0, "bfloat16": 800.0 * gain}
     found = {"tokens/s": rates, "products": dict.fromkeys(rates, "torch"), "seconds by threads": {1: 1.0}}
     monkeypatch.setattr(
-        models, "_read", lambda *given: (tf.AutoModelForCausalLM.from_config(tiny_config(family)), None)
+        reading, "read", lambda *given: (tf.AutoModelForCausalLM.from_config(tiny_config(family)), None)
     )
-    monkeypatch.setattr(models, "measure", lambda model, threads: (1, found))
+    monkeypatch.setattr(fastest, "measure", lambda model, threads: (1, found))
     assert models.load_llm("planted", device="cpu", prove=False).dtype == dtype
     assert models.load_llm("planted", device="cpu", dtype="float32", prove=False).dtype == "float32"
 
@@ -100,8 +101,8 @@ def test_what_was_measured_and_chosen_at_load_stands_in_the_manifest_of_a_run(mo
         "products": {"float32": "torch", "bfloat16": "torch"},
         "seconds by threads": {1: 0.25, 3: 0.125},
     }
-    monkeypatch.setattr(models, "_read", lambda *given: (toy.model, toy.tokenizer))
-    monkeypatch.setattr(models, "measure", lambda model, threads: (3, found))
+    monkeypatch.setattr(reading, "read", lambda *given: (toy.model, toy.tokenizer))
+    monkeypatch.setattr(fastest, "measure", lambda model, threads: (3, found))
     llm = models.load_llm("planted", device="cpu")
     Study(task, toy_vectors(task), llm, **PLAN).run(tmp_path / "run", progress=False)
     said = json.loads((tmp_path / "run" / "manifest.json").read_text())["model"]
@@ -187,7 +188,7 @@ def embedded(tmp_path, monkeypatch):
 
     monkeypatch.setitem(fetch.EMBEDDED, "toy", fetch.Embedded((), path.name, "0" * 64, "none", 1))
     monkeypatch.setattr(fetch, "gguf", lambda name, *, progress=None: path)
-    monkeypatch.setattr(models, "_from_gguf", slow)
+    monkeypatch.setattr(reading, "_from_gguf", slow)
     return path.parent, made
 
 
@@ -197,7 +198,7 @@ def test_two_that_start_at_once_make_one_dense_copy_and_both_load_it(embedded):
 
     def start(_):
         together.wait()
-        dense = models._dense_copy("toy", None)
+        dense = reading._dense_copy("toy", None)
         return dense, sorted(path.name for path in dense.iterdir()), (dense / "done").stat().st_mtime_ns
 
     with ThreadPoolExecutor(2) as pool:

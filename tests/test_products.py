@@ -9,6 +9,7 @@ import torch
 from icrl_lab import models
 from icrl_lab.bench.geometry import workload
 from icrl_lab.engine import Engine, kernels, products
+from icrl_lab.models import fastest
 from icrl_lab.values import Rendered
 from tests.conftest import tiny_config, tiny_llm
 from tests.test_engine import prompts
@@ -174,7 +175,7 @@ def test_short_memory_leaves_a_model_as_it_is(monkeypatch, tmp_path):
     model = copy.deepcopy(tiny_llm("llama").model)
     assert products.lay_out(model) == 0 and products.way(model) == "torch"
     measured = {"products": {"float32": "oneDNN", "bfloat16": "oneDNN"}}
-    models.use_fastest(model, measured)
+    fastest.use(model, measured)
     assert measured["products"] == {"float32": "torch", "bfloat16": "oneDNN"} and products.way(model) == "torch"
 
 
@@ -201,9 +202,9 @@ def test_another_way_is_taken_where_it_is_measured_to_be_worth_it(monkeypatch, g
     monkeypatch.setattr(products, "possible", lambda dtype: products.WAYS if dtype == torch.float32 else ("torch",))
     monkeypatch.setattr(products, "product", product)
     monkeypatch.setattr(kernels, "to_all", to_all)
-    monkeypatch.setattr(models.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(fastest.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    _, measured = models.measure(llm.model, 1)
+    _, measured = fastest.measure(llm.model, 1)
     assert measured["products"] == {"float32": way, "bfloat16": "torch"} and measured["attention"] == attention
     rates = measured["tokens/s"]
     assert rates["float32"] == pytest.approx((gain if way == "oneDNN" else 1.0) * rates["bfloat16"], rel=0.05)

@@ -6,6 +6,7 @@ import torch
 from icrl_lab import models
 from icrl_lab.engine import rows
 from icrl_lab.errors import ModelError
+from icrl_lab.models import reading
 from tests.conftest import tiny_llm
 
 FACTS = {"own embedding", "slot moves logits", "attention row sum", "engine against plain"}
@@ -73,7 +74,7 @@ def test_a_model_that_breaks_a_fact_is_refused_with_that_fact(monkeypatch, famil
         return models.load_llm("planted", device="cpu", dtype="float32", threads=1, prove=prove)
 
     model = tiny_llm(family).model
-    monkeypatch.setattr(models, "_read", lambda *given: (model, None))
+    monkeypatch.setattr(reading, "read", lambda *given: (model, None))
     sound = load().proof
     assert set(sound) == FACTS and sound.pop("slot moves logits") > 0.01 and max(sound.values()) < 1e-5
     with torch.no_grad():

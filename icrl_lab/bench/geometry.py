@@ -97,13 +97,13 @@ def cast(llm: LLM, dtype: str) -> LLM:
 
 def _tuned(name: str, model: Any, tokenizer: Any, threads: int | None) -> LLM:
     """The model with threads and products as they are when one is loaded."""
-    from icrl_lab import models
+    from icrl_lab.models import fastest, wrap
 
     measured: dict[str, Any] = {}
     if model.device.type == "cpu":
-        threads, measured = models.measure(model, threads)
-        models.use_fastest(model, measured)
-    return models.wrap(name, model, tokenizer, threads=threads, measured=measured, prove=True)
+        threads, measured = fastest.measure(model, threads)
+        fastest.use(model, measured)
+    return wrap(name, model, tokenizer, threads=threads, measured=measured, prove=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,129 @@
+"""Where a model comes from: an embedded default, a hub name, a folder, a GGUF file.
+
+Never runs foreign code unless asked, and never reads a pickle. A model is whole, or an error in one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from icrl_lab import fetch
+from icrl_lab.errors import IcrlError, MissingExtra, ModelError
+
+
+def read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any, Any]:
+    """The model and tokenizer of a name, whatever kind of name it is.
+
+    trust    run the Python code that a folder or hub name brings
+    Raises ModelError when it cannot be had.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = Path(name).expanduser()
+    try:
+        if name in fetch.EMBEDDED:
+            return _from_folder(str(_dense_copy(name, progress)), dtype, trust)
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise ModelError(f"there is no model file {name}; give a .gguf file, a folder or a hub name")
+            return _from_gguf(path, dtype)
+        if path.is_dir():
+            return _from_folder(str(path), dtype, trust)
+        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ModelError(f"there is no model folder {name}; save one with save_pretrained, or give a hub name")
+        return _from_folder(name, dtype, trust)
+    except IcrlError:
+        raise
+    except Exception as error:  # foreign parsers on foreign bytes: whatever they raise, the model is at fault
+        if "trust_remote_code" in str(error) and path.suffix == ".gguf":
+            raise ModelError(
+                f"the folder of {name!r} asks for Python code, which a GGUF file never runs; move it to a folder of its own"
+            ) from error
+        if "trust_remote_code" in str(error) and not trust:
+            raise ModelError(
+                f"the model {name!r} asks for Python code of its own; read it, and give trust_remote_code=True if you trust it"
+            ) from error
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        first = " ".join(lines)[:200] if lines[0].endswith(":") else lines[0]
+        known = ", ".join(fetch.EMBEDDED)
+        raise ModelError(
+            f"the model {name!r} cannot be had: {first.rstrip('.')}; embedded: {known}; else a folder, a .gguf file or a hub name"
+        ) from error
+
+
+def _from_folder(name: str, dtype: Any, trust: bool) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    return _whole(name, dtype=dtype, trust_remote_code=trust, use_safetensors=True), tokenizer
+
+
+def _whole(name: str, **given: Any) -> Any:
+    """A model of which every weight was found: transformers fills the others with random numbers and a log line."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, found = load(name, output_loading_info=True, **given)
+    finally:
+        logging.set_verbosity(said)
+    missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if missing:
+        raise ModelError(
+            f"the model {name!r} lacks {len(missing)} of the weights that its configuration asks for, the first "
+            f"{missing[0]!r}; it is damaged, or no causal language model"
+        )
+    return model
+
+
+def _from_gguf(path: Path, dtype: Any) -> tuple[Any, Any]:
+    """A GGUF file, with its blocks turned into a dense model: packed blocks would be paid for at every product."""
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError:
+        raise MissingExtra('a GGUF file needs the "models" extra: pip install "icrl-lab[models]"') from None
+    from unittest.mock import patch
+
+    from tqdm import tqdm
+    from transformers import AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
+
+    folder, file = str(path.parent), path.name
+    quantization = GgufConfig(gguf_file=file, dequantize=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    bar = partial(tqdm, disable=None, delay=2)  # its own bar shows where the output is no terminal, too
+    with patch.object(modeling_gguf_pytorch_utils, "tqdm", bar, create=True):
+        model = _whole(folder, gguf_file=file, quantization_config=quantization, dtype=dtype, trust_remote_code=False)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # it is dense now, and must not say otherwise when it is saved
+    return model, tokenizer
+
+
+def _dense_copy(name: str, progress: bool | None) -> Path:
+    """The folder of an embedded model as float32 safetensors: made once from its GGUF, loaded in a fraction of a second after."""
+    import shutil
+
+    import torch
+
+    path = fetch.gguf(name, progress=progress)
+    folder = path.parent / "dense"
+    if (folder / "done").is_file():
+        return folder
+    with fetch.alone(path.parent / "lock"):
+        if not (folder / "done").is_file():  # who held the lock may have made it
+            part = path.parent / "dense.part"
+            for left in (part, folder):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            model, tokenizer = _from_gguf(path, torch.float32)
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            (part / "done").write_text(fetch.EMBEDDED[name].sha256)
+            os.replace(part, folder)
+    return folder
