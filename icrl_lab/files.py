@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import IcrlError
 
 
 def cache_dir(*parts: str) -> Path:
-    """The lab's folder in the user's cache (`ICRL_LAB_CACHE`, else `XDG_CACHE_HOME`, else ~/.cache), made if missing; DataError where
-    it cannot be made. An empty variable is as good as none."""
+    """The lab's folder in the user's cache (`ICRL_LAB_CACHE`, else `XDG_CACHE_HOME`, else ~/.cache), made if missing; IcrlError, a problem
+    of the machine, where it cannot be made. An empty variable is as good as none."""
     root = os.environ.get("ICRL_LAB_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "icrl_lab")
     path = Path(os.path.expanduser(root), *parts)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
+        raise IcrlError(
             f"the cache folder {path} cannot be made ({error.strerror}); set ICRL_LAB_CACHE to a folder of yours"
         ) from error
     return path

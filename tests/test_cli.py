@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 
 from icrl_lab import cli, doctor
-from icrl_lab.errors import ModelError
+from icrl_lab.errors import IcrlError, ModelError
 from icrl_lab.studies import journal
 from icrl_lab.studies.folder import RunFolder
 
@@ -634,6 +634,16 @@ def test_the_cache_is_where_the_environment_says_and_an_empty_word_says_nothing(
     assert cache_dir("a") == tmp_path / "here" / below / "a" and cache_dir("a").is_dir()
     monkeypatch.setenv(variable, "~/there")
     assert cache_dir() == tmp_path / "there" / below
+
+
+def test_a_cache_that_cannot_be_made_is_a_problem_of_the_machine(monkeypatch, tmp_path):
+    from icrl_lab.files import cache_dir
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ICRL_LAB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(IcrlError, match=r"cache folder .*file/models cannot be made .*set ICRL_LAB_CACHE") as error:
+        cache_dir("models")
+    assert error.value.exit_status == 1
 
 
 def test_doctor_says_that_there_can_be_no_cache(run, light, monkeypatch, tmp_path):

@@ -61,6 +61,14 @@ def embeddings(spec, folder):
     return torch.cat([prefix, suffixes], 1).to(getattr(torch, spec["dtype"]))
 
 
+def has_amx():
+    """Whether Linux says so of the CPU."""
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 def llama_cpp(spec, folder):
     """Q4_0 weights; the prefix in sequence 0, copied by reference to one sequence a query, packs of 32."""
     import ctypes
@@ -78,7 +86,7 @@ def llama_cpp(spec, folder):
         raise SystemExit("llama.cpp could not write Q4_0 weights")
     options = lc.llama_model_default_params()
     options.n_gpu_layers = 0
-    options.use_extra_bufts = False  # its repacked weights refuse embeddings where the CPU has AMX
+    options.use_extra_bufts = not has_amx()  # weights repacked for AMX refuse embeddings
     model = lc.llama_model_load_from_file(small.encode(), options)
     pack = 32
     context = lc.llama_context_default_params()

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from icrl_lab.errors import DataError
+from icrl_lab.errors import IcrlError
 from icrl_lab.files import cache_dir
 
 RECIPE = 2  # raise it when code in this room changes what an encoder returns: old entries are then never read
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, shape TEXT, data BLOB, seal BLOB) WITHOUT ROWID"
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_ERROR}
-_FAILS = (sqlite3.Error, UnicodeDecodeError, OSError, DataError)  # the last where no folder can be made
+_FAILS = (sqlite3.Error, UnicodeDecodeError, OSError, IcrlError)  # the last where no folder can be made
 
 
 def file_of(space: str) -> Path:
