@@ -160,6 +160,17 @@ def test_a_vector_longer_than_the_models_is_cut_into_slots(tokens):
     assert not out.values.reshape(6, -1)[:, 2 * D + 3 :].any()
 
 
+def test_the_pieces_of_a_long_vector_keep_their_sizes_beside_one_another(tokens):
+    pool = vectors_of(np.random.default_rng(0).standard_normal((6, 2 * D + 3)) * np.arange(1, 7)[:, None])
+    out = maps.apply(maps.fit("zero-pad", pool, tokens, slot_scale=0.7), pool).values
+    whole = out.reshape(6, -1)[:, : 2 * D + 3]
+    np.testing.assert_allclose(
+        whole / pool.values, np.repeat(whole[:, :1] / pool.values[:, :1], 2 * D + 3, 1), rtol=1e-5
+    )
+    size = np.sqrt((np.linalg.norm(out, axis=2) ** 2).mean(1))
+    np.testing.assert_allclose(size, 0.7 * tokens.mean_norm, rtol=1e-5)
+
+
 def test_a_zero_row_stays_zero_under_a_norm():
     out = run([Step("norm", {"norm": np.array([3.0])})], np.array([[0.0, 0, 0], [1, 2, 2], [1e-30, 0, 0]]))
     np.testing.assert_allclose(out, [[0, 0, 0], [1, 2, 2], [3, 0, 0]], rtol=1e-6)
@@ -588,10 +599,24 @@ def test_the_label_budget_is_what_the_map_saw_and_labels_outside_the_pool_are_re
         maps.fit("ridge", pool, tokens, labels={pool.ids[0]: "x", pool.ids[1]: "1"})
 
 
-def test_a_labels_row_is_the_mean_of_its_tokens(tokens):
+def test_a_labels_row_is_the_mean_of_its_tokens_the_first_of_which_weigh_more(tokens):
     rows = maps.label_rows({"a": "3", "b": "7"}, tokens)
-    np.testing.assert_allclose(rows.values[1], (tokens.embeddings[37] + tokens.embeddings[47]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rows.values[1], (2 * tokens.embeddings[37] + tokens.embeddings[47]) / 3, rtol=1e-6)
     assert rows.ids == ("a", "b") and rows.space == tokens.space
+
+
+@pytest.mark.parametrize("name", ["ridge", "soft-label"])
+def test_labels_of_the_same_tokens_in_another_order_are_other_labels(name, pool, tokens):
+    """Digits that are tokens of their own, as those of SmolLM2 are: 12 and 21 are not one place."""
+    ids = {f"{n:02}": (30 + n // 10, 30 + n % 10) for n in range(100)}
+    digits = maps.Tokens(tokens.embeddings, tokens.space, label_ids=ids)
+    points = maps.label_rows({label: label for label in ids}, digits).values
+    apart = np.linalg.norm(points[:, None] - points, axis=2) + 1e9 * np.eye(100)
+    assert apart.min() > 0.1 * tokens.mean_norm
+    of = {item: f"{12 if row % 2 else 21}" for row, item in enumerate(pool.ids[:20])}
+    found = maps.apply(maps.fit(name, pool, digits, labels=of, alpha=1e-6), pool.take(pool.ids[:20])).values
+    want = points[[int(label) for label in of.values()]]
+    assert (np.linalg.norm(found - want, axis=1) < np.linalg.norm(found - want[[1, 0] * 10], axis=1)).all()
 
 
 def test_pca_text_reads_back_as_the_pools_principal_components(pool):
@@ -670,7 +695,9 @@ def test_two_kinds_of_vectors_are_mapped_each_by_its_own_map_and_stack(pool, tok
         ("landmarks", {"temperature": -0.2}), ("landmarks", {"landmarks": -1}), ("landmarks", {"landmarks": 2.5}), ("sinkhorn", {"targets": 0}),
         ("sinkhorn", {"targets": -300}), ("sinkhorn", {"epsilon": 0}), ("sinkhorn", {"epsilon": float("inf")}), ("whiten", {"components": 2.5}),
         ("random-projection", {"std": 0}), ("random-projection", {"width": "64"}), ("random-projection", {"depth": True}), ("ridge", {"alpha": -1.0}),
-        ("ridge", {"standardise": "no"}), ("soft-label", {"turned": 1}),
+        ("ridge", {"standardise": "no"}), ("soft-label", {"turned": 1}), ("random-projection", {"activation": "rleu"}),
+        ("moments-vocab", {"form": "printd"}), ("moments-text", {"rows": None}), ("moments-pca", {"projector": ["wide-random"]}),
+        ("centre", {"init": "Normal"}), ("sinkhorn", {"of": "vocab"}),
     ],
 )  # fmt: skip
 def test_an_impossible_value_of_an_option_is_refused_by_its_name(name, option, pool, tokens):

@@ -91,6 +91,31 @@ def test_a_model_with_soft_caps_is_compared_with_attention_that_has_them():
     assert models.wrap("gemma2", model, None, prove=False).model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_revision_is_of_every_weight_and_of_its_place(monkeypatch, family, dtype):
+    import transformers as tf
+
+    from tests.conftest import tiny_config
+
+    monkeypatch.setattr(models, "FACTORS", models.FACTORS[:100])  # so that a tiny table is several blocks and a rest
+    model = tf.AutoModelForCausalLM.from_config(tiny_config(family)).to(dtype)
+    revision = lambda: models.wrap("one", model, None, prove=False).revision  # noqa: E731
+    first, table = revision(), model.get_input_embeddings().weight.data
+    assert revision() == first and len(first) == 12 and table.nbytes > 2 * models.FACTORS.nbytes
+    for row, column in ((0, 0), (17, 5), (len(table) - 1, table.shape[1] - 1)):
+        kept = table[row, column].clone()
+        table[row, column] += 0.5
+        assert revision() != first
+        table[row, column] = kept
+    table[[3, 4]] = table[[4, 3]]  # the same numbers elsewhere
+    assert revision() != first
+    table[[3, 4]] = table[[4, 3]]
+    assert revision() == first
+    list(model.parameters())[-1].data[-1] *= 2
+    assert revision() != first
+
+
 def test_what_was_measured_and_chosen_at_load_stands_in_the_manifest_of_a_run(monkeypatch, tmp_path):
     from icrl_lab.studies import Study
     from tests.toy import PLAN, toy_llm, toy_task, toy_vectors

@@ -11,8 +11,10 @@ import pytest
 
 from icrl_lab import answers, baselines
 from icrl_lab.errors import DataError
+from icrl_lab.maps import apply, fit
 from icrl_lab.studies import Study
 from icrl_lab.studies.manifest import items_table, manifest
+from icrl_lab.studies.spec import plan_of
 from icrl_lab.values import Task, Vectors
 from tests.test_material import N, classes, llm, task, vectors  # noqa: F401, the fixtures
 
@@ -46,6 +48,32 @@ def asked(made: Study, cell):
             found[query] += answers.score_numbers(fresh.engine, [prompt], fresh.material.format, made.llm.tokenizer)
             tokens[query] += len(prompt)
     return {query: answers.mix(each) for query, each in found.items()}, tokens
+
+
+@pytest.mark.parametrize("unread", [(0, 2), (0, 1, 2)])
+def test_draws_that_cannot_be_read_are_counted_where_the_others_answer(task, vectors, llm, monkeypatch, unread):
+    """A mixture answers while one of its draws does: how many did not stands in the rows and in the summary."""
+    made = study(task, vectors, llm, arms=PLAN["arms"][1:2], controls=["real"], labels="true", decode="greedy")
+    decode, asked = answers.decode_numbers, []
+
+    def some(engine, prompts, fmt, tokenizer, **given):
+        asked.append(len(asked) % 3)
+        if asked[-1] in unread:
+            return [[answers.Answer.failed("no number", "none")] for _ in prompts]
+        return [[answers.Answer(np.array([1.0, 2.0]), np.array([0.25, 0.75]), raw="2")] for _ in prompts]
+
+    monkeypatch.setattr(answers, "decode_numbers", some)
+    result = made.run(progress=False)
+    frame, (row,) = result.to_dataframe(), result.summary().to_dict("records")
+    assert decode is not answers.decode_numbers and asked == [0, 1, 2, 0, 1, 2]
+    assert (frame["failed_draws"] == len(unread)).all() and (frame["draws"] == 3).all()
+    if len(unread) == 3:
+        assert (
+            (frame["status"] == "no number").all() and row["failures"] == 14 and row["note"].count("draws failed") == 0
+        )
+    else:
+        assert (frame["status"] == "ok").all() and row["failures"] == 0
+        assert "28 of 42 draws failed and are left out of their mixtures" in row["note"]
 
 
 def test_a_row_holds_what_the_model_answers_about_its_item(done):
@@ -346,6 +374,23 @@ def test_room_for_the_answer_is_asked_for_before_anything_is_computed(task, vect
     monkeypatch.setattr(Study, "compute", lambda *given: pytest.fail("a cell was computed"))
     with pytest.raises(DataError, match=rf"the prompt has {longest} tokens \(and needs {room} for the answer\)"):
         study(task, vectors, llm, **plan).run(progress=False)
+
+
+@pytest.mark.parametrize("name", ["random-projection", "moments-vocab", "zero-pad"])
+def test_a_map_keeps_its_own_norms_where_they_are_asked_for(task, vectors, llm, name):
+    """The published maps set no norm: what stands in the prompt is what the map alone makes of the vectors."""
+    arms = [name, {"name": name, "slot_scale": "own"}]
+    made = study(task, vectors, llm, arms=arms, controls=["real"], labels="true", seeds=1)
+    assert [arm.label for arm in made.plan.arms] == [name, f"{name} slot_scale=own"]
+    pool = vectors.take(tuple(task.ids[p] for p in task.pool))
+    for cell in made.cells():
+        (fitted,) = made.material.fitting.slot_maps(cell, 0)
+        own = cell.arm.slot_scale == "own"
+        plain = fit(name, pool, made.material.tokens, seed=fitted.recipe["seed"], slot_scale=None if own else 0.5)
+        shown = np.concatenate([p.vectors for p in made.material.rendered(cell, 0)[0]])
+        want = apply(plain, vectors).values.reshape(-1, shown.shape[1])
+        assert np.abs(shown[:, None] - want).max(2).min(1).max() < 1e-5 * np.abs(want).max()
+    assert plan_of({"arms": [arm.to_dict() for arm in made.plan.arms]}).arms == made.plan.arms
 
 
 def test_rows_are_normalised_where_an_arm_asks_for_it(task, vectors, llm):

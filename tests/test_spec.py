@@ -161,14 +161,16 @@ def test_the_hash_tells_studies_apart_and_nothing_else():
 
 
 def test_paths_start_at_the_study_file_and_nowhere_else(tmp_path, monkeypatch):
-    (tmp_path / "here" / "org" / "model").mkdir(parents=True)
-    (tmp_path / "away" / "org" / "other").mkdir(parents=True)
+    for folder in ("here/org/model", "here/mine", "here/smollm2-135m", "away/org/other"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "away")
     text = '[task]\npath = "../data.csv"\n[encoder]\npath = "v.npz"\n[llm]\nname = "{}"\n'
     for name, resolved in {
         "org/model": str(tmp_path / "here/org/model"),
         "org/other": "org/other",  # a hub name, though a folder of that name lies where the user happens to be
         "./model": str(tmp_path / "here/model"),
+        "mine": str(tmp_path / "here/mine"),
+        "smollm2-135m": "smollm2-135m",  # a name of the lab's own, whatever lies beside the study file
         "model.gguf": str(tmp_path / "here/model.gguf"),
         "/abs/model": "/abs/model",
     }.items():
@@ -177,6 +179,22 @@ def test_paths_start_at_the_study_file_and_nowhere_else(tmp_path, monkeypatch):
         assert spec.llm.name == resolved
         assert spec.task.path == str(tmp_path / "data.csv") and spec.encoder.path == str(tmp_path / "here/v.npz")
         assert spec.encoder.name is None
+
+
+@pytest.mark.parametrize("section, name", [("llm", "org/other"), ("encoder", "org/other"), ("encoder", "other")])
+def test_a_folder_that_lies_where_the_user_happens_to_be_is_not_loaded_for_a_hub_name(
+    tmp_path, monkeypatch, section, name
+):
+    from icrl_lab.studies import load
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "away" / name).mkdir(parents=True)
+    (tmp_path / "here/study.toml").write_text(f'[task]\nname = "synthetic"\n[{section}]\nname = "{name}"\n')
+    monkeypatch.chdir(tmp_path / "away")
+    with pytest.raises(
+        StudyError, match=rf"\[{section}\] name = '{name}' is a hub name .* lies in .*away, which would be loaded"
+    ):
+        load(StudySpec.read("../here/study.toml"))
 
 
 def test_a_windows_file_with_a_mark_and_other_line_ends_reads_the_same(tmp_path):
@@ -209,11 +227,11 @@ def test_a_windows_file_with_a_mark_and_other_line_ends_reads_the_same(tmp_path)
         ("shots = []", "shots must not be empty"),
         ("draws = 0", "draws must be a whole number from 1 to 10000, not 0"),
         ("queries = 0", "queries must be a whole number"),
-        ("slot_scale = nan", "slot_scale must be a number above 0, not nan"),
-        ("slot_scale = 0", "slot_scale must be a number above 0, not 0"),
-        (f"slot_scale = 1{'0' * 400}", "slot_scale must be a number above 0, not 1000"),
-        ("slot_scale = inf", "slot_scale must be a number above 0, not inf"),
-        ('slot_scale = "a"', "slot_scale must be a number above 0, not 'a'"),
+        ("slot_scale = nan", 'slot_scale must be a number above 0 or "own", not nan'),
+        ("slot_scale = 0", 'slot_scale must be a number above 0 or "own", not 0'),
+        (f"slot_scale = 1{'0' * 400}", 'slot_scale must be a number above 0 or "own", not 1000'),
+        ("slot_scale = inf", 'slot_scale must be a number above 0 or "own", not inf'),
+        ('slot_scale = "a"', "slot_scale must be a number above 0 or \"own\", not 'a'"),
         ("seeds = [3, 3]", "seeds has 3 twice"),
         ("seeds = 0", "seeds must be a whole number"),
         ("seeds = 99999999999", "seeds must be a whole number from 1 to 10000"),
@@ -236,6 +254,11 @@ def test_a_windows_file_with_a_mark_and_other_line_ends_reads_the_same(tmp_path)
         ('arms = [{name = "random-projection", widht = 3}]', "did you mean 'width'?"),
         ('arms = [{name = "text", slot_scale = 3}]', "gives 'text' an option 'slot_scale' that it does not have"),
         ('arms = [{name = "moments-vocab", budget = 3}]', "an option 'budget' that it does not have"),
+        ('arms = [{name = "random-projection", activation = "rleu"}]', "activation 'rleu' is unknown; did you mean 'relu'?"),
+        ('arms = [{name = "ot-embed", form = "printd"}]', "form 'printd' is unknown; did you mean 'printed'?"),
+        ('arms = [{name = "whiten", components = 0}]', "components must be a whole number of at least 1, not 0"),
+        ('arms = [{name = "whiten", row_normalise = "yes"}]', "a wrong row_normalise: it must be true or false"),
+        ('arms = [{name = "pca-text", dims = 0}]', "a wrong dims: it must be a whole number from 1"),
         ('point = "average"', "point must be one of mean, median, mode, not 'average'"),
         ('decode = "greedi"', "did you mean 'greedy'?"),
         ("selection = 5", "selection must be a string that is not empty, not 5"),

@@ -24,7 +24,7 @@ from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.maps import closed_form, training_free, transport
 from icrl_lab.maps.closed_form import pca_text
 from icrl_lab.maps.steps import STEPS, run
-from icrl_lab.maps.tokens import Tokens, label_rows
+from icrl_lab.maps.tokens import ROWS, Tokens, label_rows
 from icrl_lab.maps.training_free import hash_vectors
 from icrl_lab.values import SlotMap, Step, Vectors
 
@@ -35,6 +35,7 @@ __all__ = [
     "STEPS",
     "Tokens",
     "apply",
+    "arguments",
     "fit",
     "hash_vectors",
     "label_rows",
@@ -72,6 +73,14 @@ NEEDS = {  # what beyond the pool's vectors and the embedding table a map asks f
 _FIXED = ("pool", "tokens", "seed", "labels")
 _SWITCHES = ("standardise", "turned")
 _COUNTS, _SIZES = ("width", "depth", "components", "targets", "landmarks"), ("std", "epsilon", "temperature", "alpha")
+_WORDS: dict[str, Sequence[Any]] = {
+    "activation": training_free.ACTIVATIONS,
+    "init": tuple(training_free.INITS),
+    "projector": training_free.PROJECTORS,
+    "form": transport.FORMS,
+    "rows": ROWS,
+    "of": transport.TARGETS,
+}
 
 
 def resolve(name: str) -> str:
@@ -86,7 +95,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the map `name`, its defaults and `options`; StudyError where one is not its own, or cannot be."""
     known = {k: p.default for k, p in inspect.signature(MAPS[name]).parameters.items() if k not in _FIXED}
     for key in options:
         if key not in known:
@@ -101,6 +111,8 @@ def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise StudyError(f"slot map {name!r}: {key} must be a whole number of at least 1, not {value!r}")
         if key in _SIZES and not (number and 0 < value < math.inf):
             raise StudyError(f"slot map {name!r}: {key} must be a number above 0, not {value!r}")
+        if key in _WORDS and value not in _WORDS[key]:
+            raise StudyError(f"slot map {name!r}: {key} {value!r} is unknown; {nearest(str(value), _WORDS[key])}")
         if key in _SWITCHES and not isinstance(value, bool):
             raise StudyError(f"slot map {name!r}: {key} must be true or false, not {value!r}")
     return {**known, **options}
@@ -121,7 +133,8 @@ def fit(
 
     pool           (n, d_fm), or (n, slots, d_fm): then one map for all slots
     tokens         what of the model it may see; the target space is tokens.space
-    slot_scale     the norm of every slot, relative to the mean norm of a token embedding; None leaves norms alone
+    slot_scale     the norm of every slot, relative to the mean norm of a token embedding (of the slots of a vector that is cut
+                   into several, the root of their mean square); None leaves norms alone
     row_normalise  give each row the mean and the variance that a token embedding has on average, before slot_scale
     labels         labels that may be used: rows in the model's space, or item id -> label as written. Only maps that
                    need labels look at them; how many they saw is the recipe's `label_budget`
@@ -135,20 +148,22 @@ def fit(
     pool = pool.once()  # a vector that stands in several slots is still one vector of the pool
     if not len(pool):
         raise DataError(f"slot map {name!r}: the pool of {pool.space!r} is empty")
-    arguments = _arguments(name, options)
+    given = arguments(name, options)
     supervised = NEEDS.get(name) == "labels"
     if supervised:
-        steps, chosen = MAPS[name](pool, tokens, seed, labels=labels, **arguments)
+        steps, chosen = MAPS[name](pool, tokens, seed, labels=labels, **given)
     else:
-        steps, chosen = MAPS[name](pool, tokens, seed, **arguments)
+        steps, chosen = MAPS[name](pool, tokens, seed, **given)
     if row_normalise:
         mean, variance = tokens.row_moments
         steps.append(Step("row-normalise", {"mean": np.array([mean]), "variance": np.array([variance])}))
     if slot_scale is not None:
-        steps.append(Step("norm", {"norm": np.array([slot_scale * tokens.mean_norm])}))
+        # the pieces of a vector that is longer than an embedding keep their sizes relative to one another
+        cut = {"together": np.array([True])} if name == "zero-pad" and pool.width > tokens.width else {}
+        steps.append(Step("norm", {"norm": np.array([slot_scale * tokens.mean_norm]), **cut}))
     recipe = {
         "name": name,
-        "args": arguments,
+        "args": given,
         "chosen": chosen,
         "seed": int(seed),
         "slot_scale": None if slot_scale is None else float(slot_scale),

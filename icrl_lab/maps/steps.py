@@ -70,9 +70,12 @@ def row_normalise(x: np.ndarray, a: Arrays) -> np.ndarray:
 
 
 def norm(x: np.ndarray, a: Arrays) -> np.ndarray:
-    """Each row at L2 norm `norm`; a zero row stays zero."""
-    length = np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
-    return (x * np.divide(a["norm"], length, out=np.zeros_like(length), where=length > 0)).astype(np.float32)
+    """Each row at L2 norm `norm`, or, where `together` is there, the rows of the last axis but one at it in the root mean square; a zero
+    row stays zero."""
+    together = "together" in a
+    wanted = a["norm"] * (x.shape[-2] ** 0.5 if together else 1)
+    length = np.linalg.norm(x.astype(np.float64), axis=(-2, -1) if together else -1, keepdims=True)
+    return (x * np.divide(wanted, length, out=np.zeros_like(length), where=length > 0)).astype(np.float32)
 
 
 def sinkhorn(x: np.ndarray, a: Arrays) -> np.ndarray:

@@ -125,10 +125,14 @@ class Tokens:
 
 
 def label_rows(labels: Mapping[str, str], tokens: Tokens) -> Vectors:
-    """The mean embedding of each item's label: item id -> label as written, to (n, d) rows in the model's space."""
+    """The embedding of each item's label: item id -> label as written, to (n, d) rows in the model's space.
+
+    Of several tokens it is their mean, each weighing half as much as the one before it: "12" and "21" are two labels.
+    """
     table = {k: np.asarray(v, np.int64) for k, v in (tokens.label_ids or {}).items()}
     for item, label in labels.items():
         if not len(table.get(label, ())):
             raise DataError(f"item {item!r}: label {label!r} has no tokens in {tokens.space!r}")
-    rows = [tokens.embeddings[table[label]].mean(0) for label in labels.values()]
+    each = (tokens.embeddings[table[label]] for label in labels.values())
+    rows = [np.average(e, 0, 0.5 ** np.arange(len(e))) for e in each]
     return Vectors(np.array(rows).reshape(len(rows), tokens.width), tuple(labels), tokens.space)

@@ -17,6 +17,7 @@ from icrl_lab.maps.training_free import Fitted, constant_below, projector, rows,
 from icrl_lab.values import Step, Vectors
 
 FORMS = ("corrected", "printed")
+TARGETS = ("vocabulary", "text", "pca")  # of Sinkhorn
 
 
 def match_moments(x: np.ndarray, mean: np.ndarray, std: np.ndarray, form: str = "corrected") -> Step:
@@ -144,10 +145,10 @@ def sinkhorn(
     rng = np.random.default_rng([seed, 2])
     if of == "vocabulary":
         y = tokens.embeddings[rng.permutation(tokens.used)[:targets]].astype(np.float64)
-    elif of in ("text", "pca"):
+    elif of in TARGETS:
         y = rng.permutation(tokens.rows(of, "unique")[0])[:targets]
     else:
-        raise StudyError(f"targets of {of!r} are unknown; {nearest(str(of), ('vocabulary', 'text', 'pca'))}")
+        raise StudyError(f"targets of {of!r} are unknown; {nearest(str(of), TARGETS)}")
     steps = _matched(pool, seed, "wide-random", y.mean(0), y.std(0), init=init)
     x = run(steps, rows(pool)).astype(np.float64)
     cost = ot.dist(x, y)

@@ -197,7 +197,8 @@ def differences(one: DataFrame, other: DataFrame) -> DataFrame:
     return pd.DataFrame(rows)
 
 
-def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, tuple[Cell, dict[str, Any]]]]:
+def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, tuple[Cell, DataFrame]]]:
+    """The columns that name a cell, and by their values each cell and its rows."""
     import pandas as pd
 
     missing = [c for c in ("arm", "seed", "item", "target", "prediction", "status") if c not in frame]
@@ -208,7 +209,7 @@ def _cells(frame: DataFrame) -> tuple[list[str], dict[tuple, tuple[Cell, dict[st
     keys = [c for c in CELL if c in frame]
     groups = frame.groupby(keys, dropna=False, sort=False)
     clean = lambda key: tuple("" if pd.isna(k) else k for k in key)  # noqa: E731  NaN is not equal to itself
-    return keys, {clean(key): (cell(rows), _labels_seen(rows)) for key, rows in groups}
+    return keys, {clean(key): (cell(rows), rows) for key, rows in groups}
 
 
 def more_labels(rows: DataFrame) -> DataFrame:
@@ -221,6 +222,15 @@ def more_labels(rows: DataFrame) -> DataFrame:
 def _labels_seen(rows: DataFrame) -> dict[str, Any]:
     """How many labels a cell has seen, where its rows say so; the most of them where they differ."""
     return {"gold_labels": rows["gold_labels"].max()} if "gold_labels" in rows else {}
+
+
+def _draws_left_out(rows: DataFrame) -> str:
+    """A sentence on draws that failed in rows which have an answer all the same, of their other draws."""
+    if not {"failed_draws", "draws"} <= set(rows):
+        return ""
+    mixed = rows[rows["status"] == "ok"]
+    lost = int(mixed["failed_draws"].fillna(0).sum())
+    return f"{lost} of {int(mixed['draws'].sum())} draws failed and are left out of their mixtures" if lost else ""
 
 
 def _efficiency(key: dict[str, Any], row: dict[str, Any], baselines: DataFrame | None) -> float:
@@ -257,9 +267,10 @@ def summarise(predictions: DataFrame, baselines: DataFrame | None = None) -> Dat
     keys, cells = _cells(predictions)
     at = keys.index("control") if "control" in keys else None
     rows = []
-    for key, (one, seen) in cells.items():
+    for key, (one, own) in cells.items():
         named = dict(zip(keys, key))
-        row = named | seen | read(one)
+        row = named | _labels_seen(own) | read(one)
+        row["note"] = "; ".join(filter(None, [row["note"], _draws_left_out(own)]))
         row["efficiency"] = _efficiency(named, row, baselines)
         name = "pearson" if "pearson" in row else "accuracy"
         delta = NOTHING_KNOWN
@@ -298,14 +309,14 @@ def paper_mode(predictions: DataFrame, best: int = 3, of: int = 10) -> DataFrame
 
     keys, cells = _cells(predictions)
     rows = []
-    for key, (one, seen) in cells.items():
+    for key, (one, own) in cells.items():
         for name in _names(one):
             every = _each_seed(one, name)
             scores = np.sort(every[:of])
             kept = scores[:best] if name in ("rmse", "mae") else scores[::-1][:best]
             label = f"best {len(kept)} of {len(scores)} seeds, selected on the test score"
             row = dict(zip(keys, key)) | {
-                **seen,
+                **_labels_seen(own),
                 "metric": name,
                 "paper": kept.mean(),
                 "paper_variance": kept.var(ddof=1) if len(kept) > 1 else np.nan,

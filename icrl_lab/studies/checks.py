@@ -86,7 +86,7 @@ def text(value: Any) -> str:
     return value
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise Bad(f"must be true or false, not {show(value)}")
     return bool(value)
@@ -191,6 +191,14 @@ def _markers(value: Any) -> str | tuple[str, str]:
     return _name("markers")(value)
 
 
+_SCALE = _number(0, 1e6, 'a number above 0 or "own"')
+
+
+def scale(value: Any) -> float | str:
+    """Norms of slots relative to a token's, or "own": as the map gives them."""
+    return value if isinstance(value, str) and value == "own" else _SCALE(value)
+
+
 def option(value: Any) -> Any:
     """A plain value of an option; what it may be is for its owner to say."""
     if isinstance(value, (list, tuple)):
@@ -242,7 +250,6 @@ def _encoders(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 DRAWS = whole(1, 10_000)
-SCALE = _number(0, 1e6, "a number above 0")
 
 SECTIONS: dict[str, dict[str, Check]] = {
     "task": {
@@ -259,7 +266,7 @@ SECTIONS: dict[str, dict[str, Check]] = {
     "study": {
         "arms": _list,
         "controls": _many(_name("control")),
-        "with_text": _many(_flag),
+        "with_text": _many(flag),
         "labels": _many(_one_of("true", "permuted")),
         "shots": _many(whole(1, 100_000)),
         "selection": _many(_name("selection")),
@@ -268,13 +275,13 @@ SECTIONS: dict[str, dict[str, Check]] = {
         "layout": _layout,
         "label_format": _name("label format"),
         "label_bins": _name("bins of labels"),
-        "slot_scale": SCALE,
+        "slot_scale": scale,
         "seeds": _seeds,
         "queries": whole(1, 10**9),
         "point": _one_of("mean", "median", "mode"),
         "decode": _one_of("score", "greedy", "sample"),
-        "per_token": _flag,
-        "calibrate": _flag,
+        "per_token": flag,
+        "calibrate": flag,
         "markers": _markers,
         "queries_per_prompt": whole(1, 1000),
         "repeat": whole(1, 16),
@@ -308,13 +315,13 @@ def section(name: str, document: Mapping[str, Any], base: Path) -> dict[str, Any
     for placed in (found, *found.get("also", ())):
         for key in ("path", "name"):
             if key in placed and name != "study":
-                placed[key] = _place(placed[key], base, is_path=key == "path")
+                placed[key] = _place(placed[key], base, is_path=key == "path", kind=name)
     return found
 
 
-def _place(value: str, base: Path, is_path: bool) -> str:
-    """A path as an absolute one; a name unless it is written like a path or is a folder beside the study file."""
+def _place(value: str, base: Path, is_path: bool, kind: str) -> str:
+    """A path as an absolute one; a name unless it is written like a path, or is none of this kind and a folder beside the study file."""
     written = value.startswith(("./", "../", "/", "~")) or value.endswith((".gguf", ".npz", ".parquet"))
-    if is_path or written or ("/" in value and (base / value).is_dir()):
+    if is_path or written or (value not in names_of(kind) and (base / value).is_dir()):
         return os.path.normpath(base / Path(value).expanduser())
     return value

@@ -79,7 +79,7 @@ class Fitting:
         arm = cell.arm
         supervised = maps.NEEDS.get(arm.name) == "labels"
         given: dict[str, Any] = {
-            "slot_scale": arm.slot_scale,
+            "slot_scale": None if arm.slot_scale == "own" else arm.slot_scale,
             **{k: v for k, v in arm.options.items() if k != "budget"},
         }
         condition = (cell.labels, cell.shots, cell.selection, cell.order) if supervised else ()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("task", "encoder", "llm", "arm", "control", "with_text", "labels", "shots", "selection", "order", "seed"),
     *("item", "target", "prediction", "status", "raw", "seconds", "prompt_tokens", "gold_labels", "draws"),
-    *("shot_items", "reference", "copied", "lower", "upper", "crps"),
+    *("shot_items", "reference", "copied", "lower", "upper", "crps", "failed_draws"),
 )  # of predictions.parquet, in this order; a study may add columns behind them
 PROMPTS = "prompts.json"
 _TABLES = ("predictions.parquet", "summary.csv", "baselines.csv", "items.parquet")

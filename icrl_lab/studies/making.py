@@ -15,7 +15,20 @@ from typing import Any
 
 from icrl_lab.answers.formats import FORMATS
 from icrl_lab.errors import StudyError, nearest
-from icrl_lab.studies.checks import DRAWS, SCALE, TEXT_ARMS, Bad, Check, Wrong, names_of, option, show, text, whole
+from icrl_lab.studies.checks import (
+    DRAWS,
+    TEXT_ARMS,
+    Bad,
+    Check,
+    Wrong,
+    flag,
+    names_of,
+    option,
+    scale,
+    show,
+    text,
+    whole,
+)
 from icrl_lab.studies.sections import Arm, EncoderSpec, PlanSpec, ProbeSpec
 
 ARMS = ("text", "pca-text", "zero-pad", "random-projection", "moments-text", "moments-pca", "moments-vocab", "ridge")
@@ -111,7 +124,7 @@ def check_probes(probes: ProbeSpec, plan: PlanSpec) -> None:
                 raise Wrong(where, f"the probe {question!r} has no option {key!r}; {nearest(key, sorted(known))}")
 
 
-def _arms(arms: Iterable[Any], draws: int, slot_scale: float) -> tuple[Arm, ...]:
+def _arms(arms: Iterable[Any], draws: int, slot_scale: float | str) -> tuple[Arm, ...]:
     found: dict[str, Arm] = {}
     for value in arms:
         try:
@@ -130,7 +143,7 @@ def _arms(arms: Iterable[Any], draws: int, slot_scale: float) -> tuple[Arm, ...]
     return tuple(found.values())
 
 
-def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
+def _arm(value: Any, draws: int, slot_scale: float | str) -> Arm:
     """An arm from "name", "name x16" or {name = ..., as = ..., draws = ..., slot_scale = ..., also = [arms], options of the map}."""
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
@@ -140,7 +153,7 @@ def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
     match = re.fullmatch(r"(.*\S)\s+[x×]\s?(\d{1,9})", written)
     if match:
         written, own["draws"] = match[1], int(match[2])
-    from icrl_lab.maps import ALIASES
+    from icrl_lab.maps import ALIASES, arguments
 
     if written not in names_of("arm") and written not in ALIASES:
         raise Bad(f"has an unknown name {written!r}; {nearest(written, [*names_of('arm'), *ALIASES])}", written)
@@ -149,9 +162,10 @@ def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
     checks: dict[str, Check] = {
         "as": text,
         "draws": DRAWS,
-        **({"slot_scale": SCALE, "also": partial(_beside, draws, slot_scale)} if name not in TEXT_ARMS else {}),
+        **({"slot_scale": scale, "also": partial(_beside, draws, slot_scale)} if name not in TEXT_ARMS else {}),
     }
     checks |= dict.fromkeys(_map_options(name), option) | ({"budget": whole(1, 10**9)} if _needs_labels(name) else {})
+    checks |= {k: known for k, known in (("row_normalise", flag), ("dims", whole(1, 10**6))) if k in checks}
     for key, given in own.items():
         if key not in checks:
             raise Bad(f"gives {written!r} an option {key!r} that it does not have; {nearest(key, checks)}", written)
@@ -160,18 +174,24 @@ def _arm(value: Any, draws: int, slot_scale: float) -> Arm:
         except Bad as bad:
             raise Bad(f"gives {written!r} a wrong {key}: it {bad}", written) from None
     options = {k: v for k, v in own.items() if k not in ("as", "draws", "slot_scale", "also")}
+    if name not in TEXT_ARMS:
+        try:
+            arguments(name, {k: v for k, v in options.items() if k not in ("budget", "row_normalise")})
+        except StudyError as error:
+            raise Bad(f"cannot be: {error}", written) from None
     shown = [
         name,
         *([f"x{own['draws']}"] if own.get("draws", 1) > 1 else []),
         *(k if v is True else f"{k}={v}" for k, v in options.items()),
     ]
-    shown += [f"slot_scale={own['slot_scale']:g}"] if own.get("slot_scale", slot_scale) != slot_scale else []
-    arm = Arm(name, " ".join(shown), own.get("draws", draws), own.get("slot_scale", slot_scale), options)
+    scaled = own.get("slot_scale", slot_scale)
+    shown += [f"slot_scale={scaled if scaled == 'own' else format(scaled, 'g')}"] if scaled != slot_scale else []
+    arm = Arm(name, " ".join(shown), own.get("draws", draws), scaled, options)
     mixed = (arm, *own["also"]) if "also" in own else ()
     return replace(arm, label=own.get("as") or " + ".join(m.label for m in mixed or (arm,)), mixed=mixed)
 
 
-def _beside(draws: int, slot_scale: float, value: Any) -> tuple[Arm, ...]:
+def _beside(draws: int, slot_scale: float | str, value: Any) -> tuple[Arm, ...]:
     """The arms that are mixed with another one."""
     values = value if isinstance(value, (list, tuple)) else [value]
     found = tuple(arm if isinstance(arm, Arm) else _arm(arm, draws, slot_scale) for arm in values)

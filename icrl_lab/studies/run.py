@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from icrl_lab import answers
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build
-from icrl_lab.errors import IcrlError, ItemError
+from icrl_lab.errors import IcrlError, ItemError, StudyError
 from icrl_lab.studies.cells import Cell, cells
+from icrl_lab.studies.checks import names_of
 from icrl_lab.studies.choice import Shots, stream
 from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
@@ -118,6 +119,7 @@ class Study:
         start, self._early = time.perf_counter(), 0.0
         by_query: dict[int, list[Any]] = {}
         lengths: dict[int, int] = {}
+        lost: dict[int, int] = {}
         for member in cell.members:
             found: dict[int, list[Any]] = {}
             for draw in range(member.arm.draws):
@@ -130,11 +132,12 @@ class Study:
                 if draw == 0:
                     shown = {q: group for group in groups for q in group.queries}
             for query, draws in found.items():
+                lost[query] = lost.get(query, 0) + sum(not answer.ok for answer in draws)
                 # a member weighs the same, however many draws it has
                 by_query.setdefault(query, []).extend([answers.mix(draws)] if cell.arm.mixed else draws)
         seconds = (time.perf_counter() - start + self._early) / len(by_query)
         rows = [
-            self._row(cell, query, answers.mix(found), shown[query], seconds, lengths[query])
+            self._row(cell, query, answers.mix(found), shown[query], seconds, lengths[query], lost[query])
             for query, found in by_query.items()
         ]
         return pd.DataFrame(rows)
@@ -240,7 +243,9 @@ class Study:
         temperature = TEMPERATURE if self.plan.decode == "sample" else 0.0
         return {"temperature": temperature, "seed": stream("sample", cell.seed, draw, part)}
 
-    def _row(self, cell: Cell, query: int, answer: Any, shown: Shots, seconds: float, tokens: int) -> dict[str, Any]:
+    def _row(
+        self, cell: Cell, query: int, answer: Any, shown: Shots, seconds: float, tokens: int, lost: int
+    ) -> dict[str, Any]:
         material, task = self.material, self.task
         number = task.targets is not None
         return {
@@ -270,6 +275,7 @@ class Study:
             "lower": answer.quantile(0.025) if number else float("nan"),
             "upper": answer.quantile(0.975) if number else float("nan"),
             "crps": answer.crps(float(task.targets[query])) if number else float("nan"),  # type: ignore[index]
+            "failed_draws": lost,
         }
 
     # ------------------------------------------------------------------------------------ the whole
@@ -320,12 +326,24 @@ class Study:
                     self.material.fitting.slot_maps(member, draw)
 
 
+def _nothing_by_chance(spec: StudySpec) -> None:
+    """Refuse hub names under which a folder lies where the user happens to be: it would be loaded in the hub's place."""
+    named = [("encoder", encoder.name) for encoder in (spec.encoder, *spec.encoder.also)]
+    for kind, name in [*named, ("llm", spec.llm.name)]:
+        if name and name not in names_of(kind) and not os.path.isabs(name) and os.path.isdir(name):
+            raise StudyError(
+                f"[{kind}] name = {name!r} is a hub name in this study file, and a folder of that name lies in {os.getcwd()}, "
+                "which would be loaded in its place; write the folder's path, or run this elsewhere"
+            )
+
+
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     """The study of a study file: its task, its vectors and its model loaded."""
     from icrl_lab.encoders import encode, repeat
     from icrl_lab.models import load_llm
     from icrl_lab.tasks import load_task
 
+    _nothing_by_chance(spec)
     t = spec.task
     given: dict[str, Any] = {
         "units": t.units,

@@ -17,7 +17,7 @@ class Arm:
     name        "text", "pca-text" or a slot map
     label       how tables and figures call it; unique in a study
     draws       draws of map and shot order whose predictive distributions are mixed
-    slot_scale  norm of a slot relative to a token's
+    slot_scale  norm of a slot relative to a token's, or "own": as the map gives it
     options     the map's own arguments, `row_normalise`, and for maps that need labels `budget`
     mixed       the arms whose answers this one mixes, each with the same weight; the first is this one asked alone. Empty: none
     """
@@ -25,7 +25,7 @@ class Arm:
     name: str
     label: str = ""
     draws: int = 1
-    slot_scale: float = 0.5
+    slot_scale: float | str = 0.5
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     mixed: tuple[Arm, ...] = ()
 
@@ -126,7 +126,7 @@ class PlanSpec:
     layout: str | Mapping[str, Any] = field(default="arrow", hash=False)
     label_format: str = "digit"
     label_bins: str = "quantile"
-    slot_scale: float = 0.5
+    slot_scale: float | str = 0.5
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     queries: int = 100
     point: str = "mean"
