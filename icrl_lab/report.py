@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MOST = 200  # rows of a list that could be as long as the data
-SHOWN = 4  # molecules drawn of the best and of the worst predictions
+SHOWN = 4  # molecules drawn of the best and of the worst predictions, or of the wrong and of the right
 
 WORDS = {  # columns of the summary, as the report calls them
     "p_holm": "p (Holm)",
@@ -277,47 +278,83 @@ def _figures(record: Record, about: Mapping[str, Any], figures: dict[str, go.Fig
 
 
 def _examples(record: Record, about: Mapping[str, Any]) -> str:
-    """The items that the best arm predicts best and worst, drawn; a failure counts as in every metric."""
+    """Molecules that the best arm predicts best and worst, drawn; a failure counts as in every metric."""
     from icrl_lab.studies.result import counted
 
     items = record.items
-    if about.get("modality") != "molecule" or about["metric"] == "accuracy" or not {"id", "text"} <= set(items.columns):
+    if about.get("modality") != "molecule" or not {"id", "text"} <= set(items.columns):
         return ""
     name, best = _best(record, about)
     if not len(best):
         return ""
-    best = counted(best)
-    answer, error = best["prediction"].where(~best["failed"]), (best["prediction"] - best["target"]).abs()
-    by = best.assign(answer=answer, error=error, seeds=1).groupby("item")
-    each = by.agg({"target": "first", "answer": "mean", "error": "mean", "failed": "sum", "seeds": "sum"})
-    each = each[each["error"].notna()].sort_values("error", kind="stable")
+    classes = about["metric"] == "accuracy"
+    parts = _by_right(counted(best)) if classes else _by_error(counted(best))
     smiles = dict(zip(items["id"].astype(str), items["text"].astype(str)))
-    few = min(SHOWN, len(each) // 2)
-    if not few:  # one molecule is neither near nor far
-        return ""
-    parts = [("Nearest to the measurement", each.iloc[:few]), ("Farthest from it", each.iloc[::-1].iloc[:few])]
+    said = _classes if classes else partial(_numbers, units=about["units"])
     try:
         drawn = [
-            (title, [_card(str(i), smiles.get(str(i), ""), row, about["units"]) for i, row in some.iterrows()])
+            (title, [_card(str(i), smiles.get(str(i), ""), said(row)) for i, row in some.iterrows()])
             for title, some in parts
+            if len(some)
         ]
     except MissingExtra as missing:
         return f'<h2>Molecules</h2>\n<p class="soft">{text(missing)}</p>'
+    if not drawn:
+        return ""
     cards = "".join(f'<h3>{text(title)}</h3><div class="cards">{"".join(some)}</div>' for title, some in drawn)
     return f"<h2>Molecules of the best arm ({text(name)})</h2>\n{cards}"
 
 
-def _card(name: str, smiles: str, row: Mapping[str, Any], units: str) -> str:
+def _by_error(best: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The molecules nearest to their measurement and those farthest from it, over all seeds; one alone is neither."""
+    answer, error = best["prediction"].where(~best["failed"]), (best["prediction"] - best["target"]).abs()
+    by = best.assign(answer=answer, error=error, seeds=1).groupby("item")
+    each = by.agg({"target": "first", "answer": "mean", "error": "mean", "failed": "sum", "seeds": "sum"})
+    each = each[each["error"].notna()].sort_values("error", kind="stable")
+    few = min(SHOWN, len(each) // 2)
+    return [("Nearest to the measurement", each.iloc[:few]), ("Farthest from it", each.iloc[::-1].iloc[:few])]
+
+
+def _by_right(best: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The molecules whose class is answered wrong most often, and those where it is right; of equals, the first of the task."""
+    answer = best["prediction"].where(~best["failed"])
+    by = best.assign(answers=answer, right=best["prediction"] == best["target"], seeds=1).groupby("item", sort=False)
+    each = by.agg({"target": "first", "answers": list, "right": "sum", "failed": "sum", "seeds": "sum"})
+    share, several = each["right"] / each["seeds"], bool((each["seeds"] > 1).any())
+    order = share.sort_values(kind="stable").index, share.sort_values(kind="stable", ascending=False).index
+    wrong, right = ([i for i in some if (share[i] > 0.5) == good][:SHOWN] for some, good in zip(order, (False, True)))
+    titles = ("Wrong in half of the seeds or more", "Right in most seeds") if several else ("Wrong", "Right")
+    return list(zip(titles, (each.loc[wrong], each.loc[right])))
+
+
+def _card(name: str, smiles: str, said: str) -> str:
     from icrl_lab.plots.molecules import drawing
 
     picture = drawing(smiles)
     shown = f'<img alt="{text(smiles)}" src="{picture}">' if picture else ""
     label = f"<b>{text(name)}</b><br>" + (f"{text(smiles)}<br>" if smiles != name else "")
+    return f'<div class="card">{shown}<div>{label}{said}</div></div>'
+
+
+def _numbers(row: Mapping[str, Any], units: str) -> str:
+    """What was measured and predicted of a molecule."""
     guess = _number(row["answer"])  # "" where it always failed
     numbers = f"measured {_number(row['target'])}" + (f", predicted {guess}" if guess else "") + f" {text(units)}"
     error = f"mean error {_number(row['error'])} {text(units)}".rstrip()
-    lost = f"<br>failed in {row['failed']:.0f} of {row['seeds']:.0f} seeds" if row["failed"] else ""
-    return f'<div class="card">{shown}<div>{label}{numbers}<br>{error}{lost}</div></div>'
+    return f"{numbers}<br>{error}{_lost(row)}"
+
+
+def _classes(row: Mapping[str, Any]) -> str:
+    """A molecule's class and those that were answered, each with its seeds where they differ."""
+    given = [answer for answer in row["answers"] if isinstance(answer, str)]
+    count = {c: given.count(c) for c in sorted(set(given), key=lambda c: (-given.count(c), c))}
+    where = {c: "" if n == row["seeds"] else f" in {n} of {many(row['seeds'], 'seed')}" for c, n in count.items()}
+    told = [f"true class: {text(row['target'])}", *(f"predicted{some}: {text(c)}" for c, some in where.items())]
+    return "<br>".join(told) + _lost(row)
+
+
+def _lost(row: Mapping[str, Any]) -> str:
+    return f"<br>failed in {row['failed']:.0f} of {row['seeds']:.0f} seeds" if row["failed"] else ""
 
 
 def _probes(record: Record, figures: dict[str, go.Figure]) -> str:

@@ -230,6 +230,45 @@ def test_maps_of_text_and_of_codes_are_given_what_their_name_says(task, vectors,
         assert all(same) if cell.arm.name == "random-noise" else not any(same)  # a code says nothing of the vector
 
 
+DIGITS = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+WORDS = {  # what each layout asks for, of classes, letters and numbers
+    ("digits", "question"): [f"The digit of each Image below is given as one of {DIGITS}."],
+    ("digits", "chat"): [
+        f"You tell the digit of each Image you are asked about as one of {DIGITS}, by comparing it with the solved examples.",
+        "Work the class out for the Image in question: do not copy the class of an example.",
+        f"the digit of the last Image as one of {DIGITS}. Reply with the class and nothing else.",
+    ],
+    ("digits", "paper"): [f"Solved examples of digit as one of {DIGITS}:", "Answer 1: <class>"],
+    ("letter", "question"): [" is given as a rank from a (lowest) to j (highest)."],
+    ("letter", "chat"): [
+        "and answer with a letter, which stands for a range of values, as a rank from a (lowest) to j (highest).",
+        "as a rank from a (lowest) to j (highest). Reply with the letter and nothing else.",
+    ],
+    ("letter", "paper"): [" as a rank from a (lowest) to j (highest):", "Answer 1: <letter>"],
+    ("digit", "chat"): ["Reply with the number and nothing else.", "You estimate a number for each Molecule"],
+    ("digit", "paper"): ["Answer 1: <number>"],
+    ("as-written", "chat"): ["Reply with the number and nothing else."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [("llama", "digits"), ("gemma3", "unigram")])
+@pytest.mark.parametrize(("form", "layout"), WORDS)
+def test_a_prompt_asks_for_what_the_study_scores(form, layout, model):
+    """A class of the task's options, a letter, or a number: never for another of the three."""
+    from icrl_lab.tasks import load_task
+    from tests.toy import toy_llm
+
+    task = load_task("digits" if form == "digits" else "huuskonen")
+    plan = {} if form == "digits" else {"label_format": form}
+    some = Vectors(np.random.default_rng(0).standard_normal((len(task), 4)), task.ids, "toy/1")
+    llm = replace(toy_llm(*model), context=4096)
+    material, every = make(task, some, llm, arms=["zero-pad"], shots=3, queries=1, layout=layout, **plan)
+    (rendered,), _ = material.rendered(every[0], 0)
+    said = "".join(rendered.tokens)
+    assert all(words in said for words in WORDS[form, layout]), said
+    assert ("number" in said) == (form in ("digit", "as-written"))
+
+
 @pytest.mark.parametrize("form", ["digit", "two-digit", "letter"])
 def test_labels_of_a_closed_set_are_known_in_ascending_order(task, vectors, llm, form):
     """All of them, so that the place of a label does not depend on what the pool happens to hold."""

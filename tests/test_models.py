@@ -4,11 +4,13 @@ import builtins
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -336,6 +338,129 @@ def test_a_gguf_file_never_runs_the_code_beside_it(tmp_path, foreign, trust):
     }
     (path.parent / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load(path, trust_remote_code=trust).width == toy.width and not mark.exists()
+
+
+# ---------------------------------------------------------------------------------------- bars of a load
+
+
+PLACES = [("llama", "digits"), ("gemma3", "unigram")]
+
+
+def saved(folder: Path, name: str, tokenizer: str) -> Path:
+    """The folder of a toy model of a family, with its tokenizer."""
+    from tests.toy import toy_llm
+
+    toy = toy_llm(name, tokenizer)
+    with fetch.quiet():
+        toy.model.save_pretrained(folder)
+    toy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub():
+    """A function that serves a folder as each repository of a hub, and returns the hub's address."""
+    servers = []
+
+    def serve(folder: Path) -> str:
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self):
+                file = folder / self.path.rpartition("/resolve/main/")[2]
+                there = "/resolve/main/" in self.path and file.is_file()
+                data = file.read_bytes() if there else b""
+                self.send_response(200 if there else 404)
+                told = {"ETag": f"{len(data)}-{file.name}"} if there else {"X-Error-Code": "EntryNotFound"}
+                for key, value in {**told, "Content-Length": str(len(data)), "X-Repo-Commit": "0" * 40}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(data)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *line):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Hub))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+LOADS = """
+import sys
+from huggingface_hub.utils import are_progress_bars_disabled
+from icrl_lab.models import load_llm
+for progress in (None, False, True):
+    print(f"@{progress}@", file=sys.stderr, flush=True)
+    load_llm(f"some/model-{progress}", device="cpu", dtype="float32", threads=1, prove=False, progress=progress)
+    assert not are_progress_bars_disabled()
+"""
+
+
+def said_to(terminal: bool, env: dict[str, str]) -> str:
+    """What the loads write to their standard error, a terminal or a pipe."""
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(theirs, (24, 120))
+    child = subprocess.Popen([sys.executable, "-c", LOADS], env=env, stderr=theirs)
+    os.close(theirs)
+    found = b""
+    try:
+        while part := os.read(ours, 4096):
+            found += part
+    except OSError:  # a terminal whose other side is gone
+        pass
+    os.close(ours)
+    assert child.wait() == 0, found.decode()
+    return found.decode()
+
+
+@pytest.mark.parametrize(("model", "terminal"), list(zip(PLACES, [False, True])))
+def test_a_model_that_comes_from_a_hub_shows_how_far_it_has_come(hub, tmp_path, model, terminal):
+    where = {"HF_ENDPOINT": hub(saved(tmp_path / "model", *model)), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_CACHE")}
+    said = said_to(terminal, {**env, **where, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+    told = dict(zip(*[iter(said.split("@")[1:])] * 2))
+    assert ("model.safetensors: 100%" in told["None"]) == terminal and "model.safetensors: 100%" in told["True"]
+    assert not told["False"].strip() and (terminal or not told["None"].strip())
+    assert "Loading weights" not in said
+
+
+@pytest.mark.parametrize("model", PLACES)
+def test_a_load_leaves_the_bars_of_the_process_as_they_were(tmp_path, capfd, model):
+    import transformers as tf
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import progress_bar_states
+    from transformers.utils import logging
+
+    from icrl_lab.bench.peers import write_model
+
+    folder, before = saved(tmp_path / "model", *model), logging.is_progress_bar_enabled()
+    for switch in (logging.enable_progress_bar, logging.disable_progress_bar):
+        switch()
+        (disable_progress_bars if switch is logging.enable_progress_bar else enable_progress_bars)("of.another")
+        bars, states, level = logging.is_progress_bar_enabled(), dict(progress_bar_states), logging.get_verbosity()
+        for progress in (None, True, False):
+            write_model(tmp_path, load(folder, progress=progress))
+            with pytest.raises(ModelError):
+                load(tmp_path / "nowhere", progress=progress)
+            with pytest.raises(ModelError):
+                load("nobody/nothing", progress=progress)
+            assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == (bars, level)
+            assert progress_bar_states == states
+        assert "%|" not in capfd.readouterr().err  # what is here is loaded without bars
+        tf.AutoModelForCausalLM.from_pretrained(folder)
+        assert ("Loading weights" in capfd.readouterr().err) == bars
+    progress_bar_states.clear()
+    (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def test_no_thread_at_all_is_a_sentence(tmp_path):

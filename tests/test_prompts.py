@@ -74,6 +74,41 @@ def test_the_bare_layout_is_exactly_what_the_recipe_writes():
     assert "".join(p.text for p in prompt.parts) == f"{SMILES[0]} -> 00\n{SMILES[1]} -> 07\n{SMILES[2]} -> "
 
 
+EXPERT = (
+    "You are an expert in aqueous solubility. You estimate a number for each molecule you are asked about, by comparing it with the "
+    "solved examples. Work the number out for the molecule in question: do not copy a number from the examples."
+)
+NUMBERS = {
+    "question": ("", "The aqueous solubility of each molecule below is given in log mol/L.\n\nmolecule: CC(=O)Oc1ccccc1C(=O)O\n"
+                 "aqueous solubility: 00\n\nmolecule: CCO\naqueous solubility: "),
+    "chat": (EXPERT, "Estimate the aqueous solubility of the last molecule in log mol/L. Reply with the number and nothing else.\n\n"
+             "molecule: CC(=O)Oc1ccccc1C(=O)O\nAnswer: 00\n\nmolecule: CCO"),
+    "paper": (EXPERT, "Solved examples of aqueous solubility in log mol/L:\n\nmolecule: CC(=O)Oc1ccccc1C(=O)O\nAnswer: 00\n\nNow the questions "
+              "(1):\n\nQuestion 1. What is the aqueous solubility of this molecule?\nmolecule: CCO\nOutput format of question 1:\n"
+              "Answer 1: <number>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_asked_for_in_words_that_results_were_measured_with(name):
+    prompt = ask(name, "text", k=1)
+    assert (prompt.system, "".join(p.text for p in prompt.parts)) == NUMBERS[name]
+    assert ask(name, "text", k=1, sought="number") == prompt
+
+
+@pytest.mark.parametrize("sought", ["letter", "class"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_only_who_seeks_a_number_is_told_of_numbers(name, sought):
+    scale = {"letter": "as a rank from a (lowest) to j (highest)", "class": "as one of soluble, insoluble"}[sought]
+    prompt = ask(name, "text", sought=sought, scale=scale, queries=2 if name == "paper" else 1)
+    said = prompt.system + "".join(p.text for p in prompt.parts if p.role in ("template", "question"))
+    assert "number" not in said and "{" not in said
+    if layout(name).chat:
+        assert said.count(sought) >= 2 and said.count(scale) == 2  # who it is, and what is asked
+    own = build(layout("{sought}. {how} {item}: {label}"), POOL[:1], POOL[1:2], view="text", sought=sought, **KNOWN)
+    assert own.parts[0].text.startswith(f"{sought}. You ") and "number" not in own.parts[0].text
+
+
 @pytest.mark.parametrize("markers", MARKERS)
 def test_markers_stand_around_every_slot(tokenizer, markers):
     prompt = build(layout("arrow", markers), POOL[:2], POOL[2:3], width=2)
@@ -183,6 +218,8 @@ def test_missing_text_and_label_name_the_item():
         build(layout("arrow"), bare[1:], POOL[:1], view="text")
     with pytest.raises(StudyError, match="did you mean 'vector'"):
         build(layout("arrow"), POOL[:1], POOL[1:2], view="vectr")
+    with pytest.raises(StudyError, match="did you mean 'letter'"):
+        build(layout("arrow"), POOL[:1], POOL[1:2], sought="leter")
 
 
 # ----------------------------------------------------------------------------------------------- rendering

@@ -352,6 +352,67 @@ def test_a_classification_reports_its_confusions(tmp_path):
     base = BASELINES.rename(columns=lambda c: c.replace("pearson", "accuracy"))
     parsed = Page(report.render(run(tmp_path / "run", frame, {**TASK, "modality": "image"}, table, base)))
     assert "True class and answer" in json.dumps(parsed.figures) and "accuracy" in parsed.words
+    assert "Molecules" not in parsed.words and "img" not in [tag for tag, _ in parsed.elements]
+
+
+def classified(answers: dict[str, tuple[str, list[str | None]]]) -> pd.DataFrame:
+    """Predictions of one arm: of each item its class, and what was answered in each seed, None where it failed."""
+    some = predictions(arms=("text",), seeds=1, n=1).iloc[0].to_dict()
+    return pd.DataFrame(
+        [
+            {**some, "item": item, "seed": seed, "target": true, "prediction": said, "reference": "low",
+             "status": "no class in the answer" if said is None else "ok"}
+            for seed in range(len(next(iter(answers.values()))[1]))
+            for item, (true, told) in answers.items() for said in [told[seed]]
+        ]
+    )  # fmt: skip
+
+
+def drawn(path, frame: pd.DataFrame) -> dict[str, list[str]]:
+    """The words of each molecule's card, by the heading above it; every card has its picture."""
+    html = report.render(run(path, frame, baselines=None)).split("<h2>")
+    (part,) = [part for part in html if part.startswith("Molecules of")] or [""]
+    assert part.count('class="card"') == part.count("<img ")
+    found = {}
+    for title, cards in re.findall(r"<h3>(.*?)</h3>(.*?)(?=<h3>|$)", part, re.S):
+        found[title] = [Page(card).words for card in cards.split('<div class="card">')[1:]]
+    return found
+
+
+def test_the_report_draws_molecules_whose_class_was_answered_wrong_and_right(tmp_path):
+    one = {f"m{i}": ("low", ["high" if i in (1, 4) else "low"]) for i in range(7)}
+    wrong, right = drawn(tmp_path / "one", classified(one)).items()
+    assert wrong == ("Wrong", [f"m{i} {SMILES[i]} true class: low predicted: high" for i in (1, 4)])
+    assert right == ("Right", [f"m{i} {SMILES[i]} true class: low predicted: low" for i in (0, 2, 3, 5)])
+    several = {
+        "m0": ("low", ["low", "high", "high"]),
+        "m1": ("high", ["low", "low", "low"]),
+        "m2": ("high", ["high", "high", None]),
+        "m3": ("low", ["low", "low", "low"]),
+        "m4": ("low", [None, None, None]),  # which counts as low, the class of most shots
+    }
+    found = drawn(tmp_path / "several", classified(several))
+    assert found == {
+        "Wrong in half of the seeds or more": [
+            "m1 c1ccccc1 true class: high predicted: low",
+            "m0 CCO true class: low predicted in 2 of 3 seeds: high predicted in 1 of 3 seeds: low",
+        ],
+        "Right in most seeds": [
+            "m3 CCN true class: low predicted: low",
+            "m4 Clc1ccccc1 true class: low failed in 3 of 3 seeds",
+            "m2 CC(=O)O true class: high predicted in 2 of 3 seeds: high failed in 1 of 3 seeds",
+        ],
+    }
+    assert list(drawn(tmp_path / "right", classified({"m0": ("low", ["low"])}))) == ["Right"]
+
+
+def test_names_of_classes_are_letters_in_a_card(tmp_path):
+    frame = classified({EVIL[0]: (EVIL[1], [EVIL[2]]), "m1": (EVIL[2], [EVIL[2]])})
+    parsed = Page(report.render(run(tmp_path / "run", frame, baselines=None)))
+    shown = parsed.words.split("Molecules of")[1]
+    assert f"true class: {EVIL[1]} predicted: {EVIL[2]}" in shown
+    assert not {name for _, found in parsed.elements for name in found if name.startswith("on")}
+    assert [tag for tag, _ in parsed.elements].count("script") == 3
 
 
 def test_a_damaged_folder_is_a_data_error(tmp_path):

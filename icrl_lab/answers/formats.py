@@ -53,6 +53,11 @@ class LabelFormat:
         """Whether there are finitely many labels."""
         return bool(self.labels)
 
+    @property
+    def sought(self) -> str:
+        """What a label is, in words, for a prompt: a "number" (a bin's own, or as written) or a "letter"."""
+        return "letter" if self.closed and not self.labels[0].isdigit() else "number"
+
     def write(self, y: float) -> str:
         """The label of a number in task units. NaN and infinities are a DataError."""
         if not np.isfinite(y):
@@ -66,7 +71,7 @@ class LabelFormat:
 
         Between two labels of a closed set it is interpolated; beyond its ends there is no answer.
         """
-        if self.closed and not self.labels[0].isdigit():
+        if self.sought == "letter":
             return dict(zip(self.labels, self.values.tolist())).get(text.strip().strip("*.[]()"))
         number = parse_number(text)
         if number is None or not self.closed:

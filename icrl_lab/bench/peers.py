@@ -28,6 +28,7 @@ from icrl_lab.bench.measure import Meter, Sample
 from icrl_lab.bench.peer import PAUSE, TURN
 from icrl_lab.bench.rows import embed, ours, ours_ready, ready
 from icrl_lab.errors import StudyError, nearest
+from icrl_lab.fetch import quiet
 from icrl_lab.files import cache_dir
 
 if TYPE_CHECKING:
@@ -103,10 +104,8 @@ def write_prompts(name: str, folder: Path, llm: LLM, work: Workload, rounds: int
 
 def write_model(folder: Path, llm: LLM) -> None:
     """Write the model as transformers saves it."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    llm.model.save_pretrained(folder / "model")
+    with quiet():
+        llm.model.save_pretrained(folder / "model")
 
 
 def answer(

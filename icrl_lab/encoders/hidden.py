@@ -7,8 +7,7 @@ positional convolutions lets it through), so only sounds of one length share a b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,9 @@ import numpy as np
 from icrl_lab.encoders.base import Batches, chunks, show
 from icrl_lab.encoders.media import sound, to_image
 from icrl_lab.errors import DataError, ItemError, ModelError
+from icrl_lab.fetch import quiet
 
 Options = Mapping[str, Any]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its log lines and bars; both as before afterwards."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _load(folder: Path, auto: str, trust: bool, **more: Any) -> Any:
@@ -43,7 +27,7 @@ def _load(folder: Path, auto: str, trust: bool, **more: Any) -> Any:
     import transformers
 
     try:
-        with _quiet():
+        with quiet():
             return getattr(transformers, auto).from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=trust, **more
             )
@@ -85,7 +69,7 @@ def _forward(model: Any, inputs: dict[str, Any], o: Options, ids: Sequence[str])
 
     layer = o["layer"]
     try:
-        with torch.inference_mode(), _quiet():
+        with torch.inference_mode(), quiet():
             inputs = {k: torch.as_tensor(v).to(o["device"]) for k, v in inputs.items()}
             out = model(**inputs, output_hidden_states=layer != -1, return_dict=True)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
@@ -192,7 +176,7 @@ def vision(folder: Path, items: Sequence[Any], ids: Sequence[str], batch_size: i
     skip = _framing(model, o["pooling"])
     for part in chunks(range(len(items)), batch_size):
         images = [_named(to_image, items[i], ids[i]) for i in part]
-        with _quiet():
+        with quiet():
             pixels = processor(images=images, return_tensors="pt")["pixel_values"]
         states = _forward(model, {"pixel_values": pixels}, o, [ids[i] for i in part])
         keep = np.ones(states[0].shape[:2], bool)
@@ -220,7 +204,7 @@ def audio(folder: Path, items: Sequence[Any], ids: Sequence[str], batch_size: in
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
     for _, alike in groupby(order, key=lambda i: 0 if longest else len(waves[i])):
         for part in chunks(list(alike), batch_size):
-            with _quiet():
+            with quiet():
                 features = extractor(
                     [waves[i] for i in part],
                     sampling_rate=extractor.sampling_rate,

@@ -107,6 +107,7 @@ def load_llm(
     threads  None: the fastest of the possible counts, by a short measurement
     trust_remote_code  run the Python code that a folder or hub name brings, if any; a GGUF file never runs any
     prove    check what the lab relies on; a model that fails is refused with the reason
+    progress bars of what is fetched: None shows them in a terminal, True anywhere, False nowhere
 
     Raises ModelError when the model cannot be had or fails the proof, StudyError for an unknown dtype or device.
     """

@@ -6,6 +6,7 @@ Never runs foreign code unless asked, and never reads a pickle. A model is whole
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,17 @@ from icrl_lab.errors import IcrlError, MissingExtra, ModelError
 def read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any, Any]:
     """The model and tokenizer of a name, whatever kind of name it is.
 
-    trust    run the Python code that a folder or hub name brings
+    trust     run the Python code that a folder or hub name brings
+    progress  bars of what is fetched, as of `load_llm`; what is here is loaded without any, and the process keeps its own settings
     Raises ModelError when it cannot be had.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    path = Path(name).expanduser()
     try:
-        if name in fetch.EMBEDDED:
-            return _from_folder(str(_dense_copy(name, progress)), dtype, trust)
-        if path.suffix == ".gguf":
-            if not path.is_file():
-                raise ModelError(f"there is no model file {name}; give a .gguf file, a folder or a hub name")
-            return _from_gguf(path, dtype)
-        if path.is_dir():
-            return _from_folder(str(path), dtype, trust)
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise ModelError(f"there is no model folder {name}; save one with save_pretrained, or give a hub name")
-        return _from_folder(name, dtype, trust)
+        with fetch.hub_bars(progress) as shown:
+            return _found(name, dtype, trust, progress, shown)
     except IcrlError:
         raise
     except Exception as error:  # foreign parsers on foreign bytes: whatever they raise, the model is at fault
+        path = Path(name).expanduser()
         if "trust_remote_code" in str(error) and path.suffix == ".gguf":
             raise ModelError(
                 f"the folder of {name!r} asks for Python code, which a GGUF file never runs; move it to a folder of its own"
@@ -55,25 +45,36 @@ def read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any
         ) from error
 
 
-def _from_folder(name: str, dtype: Any, trust: bool) -> tuple[Any, Any]:
+def _found(name: str, dtype: Any, trust: bool, progress: bool | None, shown: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The model and tokenizer by what kind of name it is; `shown` says how a download shows itself."""
+    path = Path(name).expanduser()
+    if name in fetch.EMBEDDED:
+        return _from_folder(str(_dense_copy(name, progress)), dtype, trust)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no model file {name}; give a .gguf file, a folder or a hub name")
+        return _from_gguf(path, dtype)
+    if path.is_dir():
+        return _from_folder(str(path), dtype, trust)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no model folder {name}; save one with save_pretrained, or give a hub name")
+    return _from_folder(name, dtype, trust, **shown)
+
+
+def _from_folder(name: str, dtype: Any, trust: bool, **shown: Any) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
-    return _whole(name, dtype=dtype, trust_remote_code=trust, use_safetensors=True), tokenizer
+    return _whole(name, dtype=dtype, trust_remote_code=trust, use_safetensors=True, **shown), tokenizer
 
 
 def _whole(name: str, **given: Any) -> Any:
     """A model of which every weight was found: transformers fills the others with random numbers and a log line."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()
     load: Any = AutoModelForCausalLM.from_pretrained
-    try:
+    with fetch.quiet():
         model, found = load(name, output_loading_info=True, **given)
-    finally:
-        logging.set_verbosity(said)
     missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
     if missing:
         raise ModelError(

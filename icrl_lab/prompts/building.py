@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from icrl_lab.errors import DataError, StudyError, nearest
-from icrl_lab.prompts.templates import FIELDS, Template, pieces
+from icrl_lab.prompts.templates import FIELDS, SOUGHT, Template, pieces
 from icrl_lab.values import Prompt, Slot, Text
 
 VIEWS = ("text", "vector", "both")
@@ -44,12 +44,14 @@ def build_all(
     units: str = "",
     scale: str = "",
     noun: str = "item",
+    sought: str = "number",
 ) -> list[Prompt]:
     """A prompt for each of `asked`, lists of queries, behind the same shots. What stands before the queries is built once.
 
     view    "text", "vector", or "both" (the text first, then the slot); an Example's `code` stands in for its slot
     width   vectors a slot
     scale   how labels are written, e.g. "from 0 (lowest) to 9 (highest)"; default: "in <units>"
+    sought  what a label is: "number", "letter" (which stands for a range of numbers) or "class"
 
     Slots are named shot0.. and query0..; parts of query j carry `shot` k + j. Of a plain layout with one query, the prompt
     ends where the label begins; a chat opens the assistant's turn with `template.answer`. Several queries in a prompt are
@@ -57,6 +59,8 @@ def build_all(
     """
     if view not in VIEWS:
         raise StudyError(f"unknown view {view!r}: {nearest(view, VIEWS)}")
+    if sought not in SOUGHT:
+        raise StudyError(f"unknown kind of answer {sought!r}: {nearest(sought, SOUGHT)}")
     template.shows(view)
     numbered = "number" in [n for f, n in pieces(template.query or "", template.name, FIELDS) if f]
     for queries in asked:
@@ -67,7 +71,14 @@ def build_all(
                 f"layout {template.name!r} asks one query a prompt; for {len(queries)}, take 'paper' or put {{number}} in its query"
             )
     scale = scale or (f"in {units}" if units else "")
-    common = {"property": property, "units": units, "scale": f" {scale}" if scale else "", "noun": noun}
+    common = {
+        "property": property,
+        "units": units,
+        "scale": f" {scale}" if scale else "",
+        "noun": noun,
+        "sought": sought,
+    }
+    common["how"] = _fill(SOUGHT[sought], template, common)
     heads: dict[int, _Writer] = {}
     out = []
     for queries in asked:

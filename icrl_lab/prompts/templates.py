@@ -1,4 +1,4 @@
-"""Layouts: what a shot and a query look like.
+"""Layouts: what a shot and a query look like, and in which words they ask for a number, a letter or a class.
 
 A template is format strings. `{item}` is where the item stands: its text, its slot between markers, or both; `as_text`,
 `as_vector` and `as_both` say how. The query is the shot up to its label unless the template says otherwise, so that a
@@ -15,7 +15,7 @@ from string import Formatter
 
 from icrl_lab.errors import StudyError, nearest
 
-FIELDS = ("item", "text", "label", "property", "units", "scale", "noun", "number", "count")
+FIELDS = ("item", "text", "label", "property", "units", "scale", "noun", "number", "count", "sought", "how")
 MARKERS = {"none": ("", ""), "rep": ("[REP]", "[/REP]"), "paren": ("(", ")")}
 
 
@@ -139,11 +139,16 @@ class Template:
 
 # --------------------------------------------------------------------------------------------- the registry
 
-_EXPERT = (
-    "You are an expert in {property}. You estimate a number for each {noun} you are asked about, by comparing it with the "
-    "solved examples. Work the number out for the {noun} in question: do not copy a number from the examples."
-)
-_FORMAT = "Reply with one line a question and nothing else:\nAnswer {number}: <number>"
+SOUGHT = {  # what an answer may be, {sought}, and how it is to be found, {how}
+    "number": "You estimate a number for each {noun} you are asked about, by comparing it with the solved examples. "
+    "Work the number out for the {noun} in question: do not copy a number from the examples.",
+    "letter": "You estimate the {property} of each {noun} you are asked about, by comparing it with the solved examples, and answer "
+    "with a letter, which stands for a range of values,{scale}. Work the letter out for the {noun} in question: do not copy a "
+    "letter from the examples.",
+    "class": "You tell the {property} of each {noun} you are asked about{scale}, by comparing it with the solved examples. "
+    "Work the class out for the {noun} in question: do not copy the class of an example.",
+}
+_EXPERT = "You are an expert in {property}. {how}"
 
 LAYOUTS: dict[str, Template] = {
     t.name: t
@@ -161,7 +166,7 @@ LAYOUTS: dict[str, Template] = {
             "chat",
             chat=True,
             system=_EXPERT,
-            header="Estimate the {property} of the last {noun}{scale}. Reply with the number and nothing else.",
+            header="Estimate the {property} of the last {noun}{scale}. Reply with the {sought} and nothing else.",
             shot="{item}\nAnswer: {label}",
             query="{item}",
             separator="\n\n",
@@ -178,7 +183,7 @@ LAYOUTS: dict[str, Template] = {
             shot="{item}\nAnswer: {label}",
             bridge="Now the questions ({count}):",
             query="Question {number}. What is the {property} of this {noun}?\n{item}\n"
-            "Output format of question {number}:\nAnswer {number}: <number>",
+            "Output format of question {number}:\nAnswer {number}: <{sought}>",
             separator="\n\n",
             markers=MARKERS["rep"],
             as_text="{noun}: {text}",

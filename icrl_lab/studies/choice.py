@@ -177,4 +177,5 @@ class Choice:
         task = self.task
         scale = self.format.scale(task.units) if self.format is not None else "as one of " + ", ".join(task.options)
         noun = NOUNS.get(task.modality, "Item")
-        return {"property": task.property, "units": task.units, "scale": scale, "noun": noun}
+        sought = self.format.sought if self.format is not None else "class"
+        return {"property": task.property, "units": task.units, "scale": scale, "noun": noun, "sought": sought}
