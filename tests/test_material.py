@@ -302,19 +302,32 @@ def test_the_queries_are_of_the_query_side_and_of_the_split_seed_alone(task, vec
         ({"arms": ["ridge"], "shots": 1}, "two at least"),
         ({"arms": ["soft-label"], "selection": "farthest"}, "'soft-label' fits one map to the shots"),
         (
-            {"arms": ["text"], "label_format": "letter", "queries_per_prompt": 2},
+            {"arms": ["text"], "label_format": "letter", "queries_per_prompt": 2, "decode": "greedy"},
             "'letter' is read for one query a prompt",
         ),
         (
             {"arms": ["text"], "layout": {"shot": "{item} -> {label}", "footer": "Reply."}},
             "a footer would stand between",
         ),
-        ({"arms": ["text"], "order": "near-last", "queries_per_prompt": 2}, "queries_per_prompt = 1"),
+        (
+            {"arms": ["text"], "order": "near-last", "queries_per_prompt": 2, "decode": "greedy"},
+            "queries_per_prompt = 1",
+        ),
+        (
+            {"arms": ["text"], "queries_per_prompt": 3},
+            "queries_per_prompt = 3 asks for several answers .* set decode = 'greedy' or 'sample'",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_at_once(task, vectors, llm, plan, says):
     with pytest.raises(StudyError, match=says):
         make(task, vectors, llm, **plan)
+
+
+@pytest.mark.parametrize("decode", ["greedy", "sample"])
+def test_several_queries_a_prompt_are_asked_where_answers_are_generated(task, vectors, llm, decode):
+    material, every = make(task, vectors, llm, arms=["text"], layout="paper", shots=2, queries_per_prompt=3, decode=decode)  # fmt: skip
+    assert len(material.rendered(every[0], 0)[0]) == 2  # five queries
 
 
 def test_soft_labels_need_neighbours(task, vectors, llm):
