@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from icrl_lab.errors import ModelError
 from icrl_lab.files import atomic, cache_dir, sha256
@@ -198,17 +197,20 @@ def hub_bars(progress: bool | None = None) -> Iterator[Mapping[str, Any]]:
     progress  of downloads: None where the output is a terminal, unless such bars are switched off; True anywhere; False nowhere
     Yields what `from_pretrained` of a model must be given to show them.
     """
-    from huggingface_hub.utils.tqdm import progress_bar_states
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from tqdm import tqdm
     from transformers.utils import logging
 
-    silent = patch.dict(progress_bar_states, {"_global": False}, clear=True)
+    mute = progress is False and not are_progress_bars_disabled()
     # not logging.disable_progress_bar(), which is for both kinds of bars, and for the whole process
     before = logging.set_tqdm_hook(lambda bar, args, given: bar(*args, **{**given, "disable": True}))
     try:
-        with silent if progress is False else contextlib.nullcontext():
-            yield {"tqdm_class": tqdm} if progress else {}  # the hub's own class shows in a terminal only
+        if mute:
+            disable_progress_bars()
+        yield {"tqdm_class": tqdm} if progress else {}  # the hub's own class shows in a terminal only
     finally:
+        if mute:
+            enable_progress_bars()
         logging.set_tqdm_hook(before)
 
 

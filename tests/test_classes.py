@@ -101,7 +101,7 @@ def test_a_label_of_many_tokens_gains_by_its_length():
 
 def test_classes_are_asked_one_query_a_prompt():
     with pytest.raises(StudyError, match="answered with numbers; a task with labels needs queries_per_prompt = 1"):
-        toy_study(classes=True, queries_per_prompt=2, layout="paper", with_text=False)
+        toy_study(classes=True, queries_per_prompt=2, layout="paper", with_text=False, decode="greedy")
 
 
 @pytest.mark.parametrize("key", ["calibrate", "per_token"])

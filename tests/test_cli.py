@@ -274,6 +274,7 @@ def test_a_classification_runs_from_any_folder_into_a_named_default(home, run, t
         ('controls = ["real", "noise"]', 'controls = ["reel"]', r"did you mean 'real'"),
         ("queries = 6", 'queries = 6\nselection = "nearest"', r"'ridge' fits one map to the shots"),
         ('"ridge"]', '{name = "ridge", budget = 300}]', r"budget of 300 labels, and the pool 20 items"),
+        ("queries = 6", "queries = 6\nqueries_per_prompt = 3", r"set decode = 'greedy' or 'sample'"),
         ("shots = 4", "shots = 1", r"'ridge' is fitted on labels and needs two"),
     ],
 )

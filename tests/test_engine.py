@@ -8,7 +8,7 @@ from icrl_lab.engine import Engine, attention, parts, products
 from icrl_lab.engine.gradients import gradient
 from icrl_lab.engine.proof import plain
 from icrl_lab.engine.run import PACK
-from icrl_lab.engine.tree import all_symbols, build, flatten, shared_length, symbols
+from icrl_lab.engine.tree import Branch, all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
 from icrl_lab.models import wrap
 from icrl_lab.values import SLOT, Capture, Outcome, Patch, Rendered
@@ -269,6 +269,53 @@ def test_out_of_memory_in_the_midst_of_a_text_halves_the_pack_and_changes_no_tex
     monkeypatch.setattr(engine, "_logits", short)
     assert engine.generate(many, 7, temperature=temperature, seed=3) == whole
     assert len(set(map(tuple, whole))) > 2 and engine.pack < 40
+
+
+def short_of_memory():
+    """What torch says where a CPU's memory is not enough, in its own words."""
+    try:
+        torch.empty(2**60, dtype=torch.uint8)
+    except RuntimeError as error:
+        assert not isinstance(error, torch.OutOfMemoryError)
+        return error
+    raise AssertionError("an exabyte was had")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("inner", ["_forward", "_continue"])
+def test_a_cpu_out_of_memory_halves_the_pack_and_any_other_error_is_raised(family, inner, monkeypatch):
+    """In a pass, and where texts are continued."""
+    llm = tiny_llm(family)
+    many = prompts(llm, tails=(5,) * 12, deep=False)
+
+    def run(error=None):
+        engine, failed = Engine(llm, branch=8, pack=60), []
+        real = getattr(engine, inner)
+
+        def short(job, prefix, *given, **more):
+            pack = next(g for g in given if isinstance(g, list) and isinstance(g[0], Branch))
+            if error and len(pack) > 1 and sum(map(len, pack)) > 20:
+                failed.append(sum(map(len, pack)))
+                raise error
+            real(job, prefix, *given, **more)
+
+        monkeypatch.setattr(engine, inner, short)
+        try:
+            found = engine.run(many).logprobs if inner == "_forward" else engine.generate(many, 4, 0.7, seed=3)
+        except RuntimeError as raised:
+            found = raised
+        return found, failed, engine.pack
+
+    found, failed, pack = run(short_of_memory())
+    assert failed == [60, 30] and pack == 15
+    whole = run()[0]
+    if inner == "_forward":
+        assert np.abs(found - reference(llm, many)).max() < NEAR and np.abs(found - whole).max() < NEAR
+    else:
+        assert found == whole and len(set(map(tuple, found))) > 2
+    for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("can't allocate a thread")):
+        found, failed, pack = run(other)
+        assert found is other and failed == [60] and pack == 60
 
 
 def test_a_pack_is_what_free_memory_holds(llama, monkeypatch):

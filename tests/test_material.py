@@ -341,19 +341,32 @@ def test_the_queries_are_of_the_query_side_and_of_the_split_seed_alone(task, vec
         ({"arms": ["ridge"], "shots": 1}, "two at least"),
         ({"arms": ["soft-label"], "selection": "farthest"}, "'soft-label' fits one map to the shots"),
         (
-            {"arms": ["text"], "label_format": "letter", "queries_per_prompt": 2},
+            {"arms": ["text"], "label_format": "letter", "queries_per_prompt": 2, "decode": "greedy"},
             "'letter' is read for one query a prompt",
         ),
         (
             {"arms": ["text"], "layout": {"shot": "{item} -> {label}", "footer": "Reply."}},
             "a footer would stand between",
         ),
-        ({"arms": ["text"], "order": "near-last", "queries_per_prompt": 2}, "queries_per_prompt = 1"),
+        (
+            {"arms": ["text"], "order": "near-last", "queries_per_prompt": 2, "decode": "greedy"},
+            "queries_per_prompt = 1",
+        ),
+        (
+            {"arms": ["text"], "queries_per_prompt": 3},
+            "queries_per_prompt = 3 asks for several answers .* set decode = 'greedy' or 'sample'",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_at_once(task, vectors, llm, plan, says):
     with pytest.raises(StudyError, match=says):
         make(task, vectors, llm, **plan)
+
+
+@pytest.mark.parametrize("decode", ["greedy", "sample"])
+def test_several_queries_a_prompt_are_asked_where_answers_are_generated(task, vectors, llm, decode):
+    material, every = make(task, vectors, llm, arms=["text"], layout="paper", shots=2, queries_per_prompt=3, decode=decode)  # fmt: skip
+    assert len(material.rendered(every[0], 0)[0]) == 2  # five queries
 
 
 def test_soft_labels_need_neighbours(task, vectors, llm):
@@ -365,7 +378,7 @@ def test_soft_labels_need_neighbours(task, vectors, llm):
 
 
 def test_an_option_of_the_wrong_kind_is_the_users(task, vectors, llm):
-    for arm in ({"name": "random-projection", "width": "x"}, {"name": "ridge", "alpha": -1.0}, {"name": "pca-text", "dims": "x"}):  # fmt: skip
+    for arm in ({"name": "whiten", "shrinkage": "x"}, {"name": "vocab-covariance", "power": "x"}, {"name": "gaussian-ot", "shrinkage": 2}):  # fmt: skip
         material, every = make(task, vectors, llm, arms=[arm])
         with pytest.raises(StudyError, match=f"the arm '{arm['name']} .* cannot be fitted with"):
             material.rendered(every[0], 0)

@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 
 from icrl_lab import answers, baselines
-from icrl_lab.errors import DataError
+from icrl_lab.errors import DataError, StudyError
 from icrl_lab.maps import apply, fit
+from icrl_lab.models import wrap
 from icrl_lab.studies import Study
 from icrl_lab.studies.manifest import items_table, manifest
 from icrl_lab.studies.spec import plan_of
 from icrl_lab.values import Task, Vectors
+from tests.conftest import tiny_llm
+from tests.families import family
 from tests.test_material import N, classes, llm, task, vectors  # noqa: F401, the fixtures
 
 PLAN = dict(
@@ -191,6 +194,44 @@ def test_sampling_differs_by_seed_draw_and_prompt_and_greedy_does_not(task, vect
         assert len(seeds) == 2 * 2 * 2 * 2 and len(set(seeds)) == 8  # seeds, draws and parts; controls share a stream
 
 
+def test_each_of_several_queries_a_prompt_gets_its_own_answer(task, vectors, llm, monkeypatch):
+    """A model that answers each query with a number that names it, but for every fifth item, of which it says nothing."""
+    named = changed(task, text=tuple("abc " * (1 + i % 5) + f"item{i}" for i in range(N)))
+    arms = ["text", {"name": "random-projection", "draws": 2}]
+    form = {"name": "numbered", "shot": "{item} -> {label}", "query": "{number}: {item} ->"}
+    made = study(named, vectors, llm, arms=arms, controls=["real", "noise"], with_text=True, labels="true", shots=2, layout=form, label_format="as-written", decode="greedy", queries_per_prompt=3)  # fmt: skip
+    said: dict[int, list[tuple[str, int]]] = {}
+    sizes: list[int] = []
+
+    def names(engine, prompts, *given):
+        texts = []
+        for prompt in prompts:
+            spans = [s for s in prompt.spans if s.role == "text" and (s.shot or 0) >= 2]  # behind the two shots
+            items = [int("".join(prompt.tokens[s.start : s.stop]).split("item")[1]) for s in spans]
+            texts.append("\n".join(f"Answer {k}: {item}.25" for k, item in enumerate(items, 1) if item % 5))
+            sizes.append(len(items))
+            for item in items:
+                said.setdefault(item, []).append((texts[-1], len(prompt)))
+        return texts
+
+    monkeypatch.setattr(answers.numbers, "generated", names)
+    queries = {int(q) for q in made.material.queries}
+    assert len(queries) == 7 and 0 < sum(q % 5 == 0 for q in queries) < 7
+    for cell in made.cells():
+        said.clear(), sizes.clear()
+        frame, draws = made.compute(cell), cell.arm.draws
+        assert sizes == [3, 3, 1] * draws
+        assert {task.ids.index(item) for item in frame["item"]} == queries == set(said) and len(frame) == 7
+        for row in frame.to_dict("records"):
+            item = task.ids.index(row["item"])
+            assert row["target"] == task.targets[item]
+            assert row["prompt_tokens"] == sum(length for _, length in said[item]) and len(said[item]) == draws
+            if item % 5:
+                assert (row["prediction"], row["status"], row["raw"]) == (item + 0.25, "ok", said[item][0][0])
+            else:
+                assert pd.isna(row["prediction"]) and row["status"] == "no number in the text"
+
+
 @pytest.mark.parametrize("decode, times", [("score", 1), ("greedy", 1), ("sample", 2)])
 def test_equal_prompts_are_asked_once_unless_chance_decides(task, vectors, llm, decode, times, monkeypatch):
     """Two names of the text arm, two draws of an order without chance: one list of prompts a seed."""
@@ -352,6 +393,24 @@ def test_a_run_is_resumed_only_on_the_same_inputs(task, vectors, llm):
     for same in (dict(text=tuple(text)), dict(units="mol"), dict(property="weight"), dict(modality="molecule")):
         assert inputs(changed(task, **same), vectors)["task"] != first["task"]
     assert inputs(task, vectors) == first
+
+
+def test_a_run_is_resumed_only_on_the_same_model_in_the_same_precision(task, vectors, tmp_path):
+    """Also where the weights are such that both precisions hold the very same numbers, as of a model published in bfloat16."""
+    half, again, other = (tiny_llm("llama", seed=s, dtype=d, tokenizer=family("digits")) for s, d in ((0, "bfloat16"), (0, "bfloat16"), (1, "float32")))  # fmt: skip
+    single = wrap(half.name, again.model.float(), half.tokenizer, prove=False)
+    renamed = wrap("another", single.model, single.tokenizer, prove=False)
+    few = dict(arms=["random-projection"], controls=["real"], labels="true", seeds=1, shots=2, queries=2)
+    first = manifest(study(task, vectors, single, **few), 0.0)["inputs"]
+    study(task, vectors, single, **few).run(tmp_path / "run", progress=False)
+    for name, another in (("model", other), ("model", renamed), ("dtype", half)):
+        found = manifest(study(task, vectors, another, **few), 0.0)["inputs"]
+        assert {key for key in first if first[key] != found[key]} == {name}
+        with pytest.raises(StudyError, match=rf"holds another study: inputs\.{name} is .* there and .* here"):
+            study(task, vectors, another, **few).run(tmp_path / "run", resume=True, progress=False)
+    same = wrap(single.name, single.model, single.tokenizer, prove=False)
+    result = study(task, vectors, same, **few).run(tmp_path / "run", resume=True, progress=False)
+    assert len(result.to_dataframe()) == 2
 
 
 def test_the_table_of_items_says_who_played_which_part(task, vectors, llm):

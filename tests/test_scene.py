@@ -60,4 +60,4 @@ def test_what_a_probe_cannot_read_is_refused():
     with pytest.raises(StudyError, match="no arm 'random-projektion'; did you mean 'random-projection'"):
         scene(toy_study(), "random-projektion")
     with pytest.raises(StudyError, match="one query each"):
-        scene(toy_study(layout="paper", queries_per_prompt=2, label_format="digit"))
+        scene(toy_study(layout="paper", queries_per_prompt=2, label_format="digit", decode="greedy"))

@@ -455,6 +455,61 @@ def test_the_table_finds_what_was_planted():
     )
 
 
+def families(slopes, seeds=4, items=24):
+    """Arms of these slopes, {(task, labels): slopes}, each real, shuffled and beside its noise control, and text, which has none."""
+    rng, parts = np.random.default_rng(5), []
+    for (task, labels), each in slopes.items():
+        target, reference = rng.normal(size=items), rng.normal(size=seeds) / 5
+        for i, slope in enumerate(each):
+            for control in ("real", "shuffled", "noise") if slope is not None else ("real",):
+                b = 0.0 if control == "noise" else slope or 0.0
+                pred = b * target + 0.2 * rng.normal(size=(seeds, 1)) + rng.normal(size=(seeds, items))
+                parts.append(frame(pred, target, reference, task=task, labels=labels, arm=f"arm{i}", control=control))
+    return pd.concat(parts, ignore_index=True)
+
+
+def by_hand(p):
+    """Holm's p-values, each by their definition: the largest over tests that are no larger, times the tests that are no smaller."""
+    p = p.dropna()
+    return {k: max(min(1.0, q * (p >= q).sum()) for q in p[p <= v]) for k, v in p.items()}
+
+
+def test_the_verdicts_of_a_task_and_a_kind_of_labels_are_corrected_together_and_no_others():
+    """Arms with a strong signal, a weak one and none; what is a control, or was not tested, is no test of the family."""
+    slopes = {
+        ("t", "true"): (1.2, 0.5, 0.45, -1.2, 0.0, None),
+        ("t", "permuted"): (0.0, 0.5, None),
+        ("u", "true"): (0.4, 0.6, 0.1),
+    }
+    rows = families(slopes)
+    keys = ["task", "labels", "arm"]
+    got = stats.summarise(rows)
+    controls = got[got["control"] != "real"]
+    assert (controls["verdict"] == "control").all() and controls["p_holm"].isna().all()
+    assert controls["p"].min() < 0.01  # a test of its own, which makes no family larger
+    real = got[got["control"] == "real"].set_index(keys).sort_index()
+    wanted = {k: q for _, family in real.groupby(["task", "labels"]) for k, q in by_hand(family["p"]).items()}
+    untested = [arm for *_, arm in real.index.difference(wanted)]
+    assert len(wanted) == 5 + 2 + 3 and untested == ["arm2", "arm5"]
+    for key, row in real.iterrows():
+        if key not in wanted:
+            assert np.isnan(row["p_holm"]) and row["verdict"] == "not tested"
+            continue
+        assert row["p_holm"] == pytest.approx(wanted[key], rel=1e-12)
+        found = "uses the vector" if row["delta_pearson"] > 0 else "harmed by it"
+        assert row["verdict"] == (found if wanted[key] <= 0.05 else "no evidence")
+    times = {k: (real.loc[k[:2], "p"] >= real.loc[k, "p"]).sum() for k in wanted}
+    assert any(wanted[k] > 1.2 * times[k] * real.loc[k, "p"] for k in wanted)  # some have the value of a smaller one
+    before = real[real["p"] <= 0.05]["verdict"]
+    assert {"uses the vector", "harmed by it", "no evidence"} == set(before)  # some would do without the correction
+    together = by_hand(real["p"])
+    assert any(wanted[k] <= 0.05 < together[k] for k in wanted)  # another verdict, were all one family
+    merged = rows.assign(arm=rows["task"] + rows["labels"] + rows["arm"]).drop(columns=["task", "labels"])
+    one = stats.summarise(merged)
+    one = one[one["control"] == "real"].set_index("arm")["p_holm"]
+    assert one.dropna().to_dict() == pytest.approx({"".join(k): q for k, q in together.items()}, rel=1e-12)
+
+
 def test_the_labels_that_a_cell_has_seen_stand_beside_its_figures():
     rows = study()
     assert "gold_labels" not in stats.summarise(rows)  # of predictions that do not count them
@@ -479,6 +534,49 @@ def test_failures_stay_in_the_table_and_are_counted():
     assert (filled["failures"] == 0).all()
     with pytest.raises(DataError, match="no `reference`"):
         stats.summarise(rows.assign(prediction=np.nan).drop(columns="reference"))
+
+
+def hand_made(rows):
+    """Rows of (seed, item, target, prediction, copied); a prediction in words is that of a row that failed."""
+    made = pd.DataFrame(rows, columns=["seed", "item", "target", "prediction", "copied"])
+    made["status"] = ["no number" if isinstance(p, str) else "ok" for p in made["prediction"]]
+    made["prediction"] = [float(p) for p in made["prediction"]]
+    return made.assign(arm="a", control="real", reference=made["seed"].map({0: 1.0, 1: 3.0, 2: 5.0}))
+
+
+def test_copies_failures_and_spread_of_a_table_made_by_hand():
+    """Three seeds on three items, and an item that one of them lacks: nothing of it counts, neither its copies nor its failure."""
+    rows = [
+        *((0, "x", 0, 0, True), (0, "y", 2, 2, True), (0, "z", 4, 4, False), (0, "w", 9, 9, True)),
+        *((1, "x", 0, 3, False), (1, "y", 2, "99", False), (1, "z", 4, 3, False), (1, "w", 9, "nan", True)),
+        *((2, "x", 0, 0, None), (2, "y", 2, 6, False), (2, "z", 4, 12, True)),
+    ]
+    read = stats.table.read(stats.table.cell(hand_made(rows)))
+    (row,) = stats.summarise(hand_made(rows)).to_dict("records")
+    for got in (read, row):
+        assert (got["n"], got["seeds"], got["failures"]) == (9, 3, 1)
+        assert got["failure_rate"] == pytest.approx(1 / 9) and got["copy_rate"] == pytest.approx(3 / 9)
+        assert got["spread_ratio"] == pytest.approx(
+            (1 + 0 + 3) / 3
+        )  # what failed is the mean of its shots, 3, and no 99
+        assert got["mae"] == pytest.approx((0 + (3 + 1 + 1) / 3 + (0 + 4 + 8) / 3) / 3)
+        assert "2 predictions outside the complete table of 3 seeds x 3 items" in got["note"]
+        assert "constant predictions in 1 of 3 seeds" in got["note"]
+
+
+def test_copies_and_failures_of_seeds_with_items_of_their_own_are_shares_of_all_rows():
+    """Two, three and two items that do not cross: every row counts the same, and there is no spread of one table."""
+    rows = [
+        *((0, "a", 0, 1, True), (0, "b", 2, 2, False)),
+        *((1, "c", 0, 1, True), (1, "d", 2, "99", False), (1, "e", 4, 5, False)),
+        *((2, "f", 1, "nan", False), (2, "g", 2, 2, True)),
+    ]
+    read = stats.table.read(stats.table.cell(hand_made(rows)))
+    (row,) = stats.summarise(hand_made(rows)).to_dict("records")
+    for got in (read, row):
+        assert (got["n"], got["seeds"], got["failures"]) == (7, 3, 2) and "spread_ratio" not in got
+        assert got["failure_rate"] == pytest.approx(2 / 7) and got["copy_rate"] == pytest.approx(3 / 7)
+        assert got["mae"] == pytest.approx(np.mean([(1 + 0) / 2, (1 + 1 + 1) / 3, (4 + 0) / 2]))
 
 
 def test_an_unfinished_run_is_read_where_it_is_complete_and_says_so():

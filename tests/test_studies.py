@@ -253,6 +253,7 @@ def test_several_queries_a_prompt(task, vectors, llm):
             "arms": ["random-projection"],
             "controls": ["real"],
             "queries_per_prompt": 3,
+            "decode": "greedy",
             "layout": "paper",
             "shots": 2,
             "seeds": 1,

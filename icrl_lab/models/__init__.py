@@ -181,10 +181,10 @@ def _revision(model: Any) -> str:
 
 
 def _sums(weight: Any) -> bytes:
-    """Sums of a weight's bits, each over 32 KB of 64-bit numbers times an odd factor of their place, and the bytes that are left over:
-    any one change moves them, and they cost a tenth of a cryptographic digest."""
+    """Sums of a weight's bits as float32, each over 32 KB of 64-bit numbers times an odd factor of their place, and the bytes that are
+    left over: any one change moves them, another dtype of the same numbers does not, and they cost a tenth of a cryptographic digest."""
     import torch
 
-    raw = weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy()
+    raw = weight.detach().cpu().float().contiguous().flatten().view(torch.uint8).numpy()
     whole = len(raw) // FACTORS.nbytes * FACTORS.nbytes
     return (raw[:whole].view(np.uint64).reshape(-1, len(FACTORS)) @ FACTORS).tobytes() + raw[whole:].tobytes()

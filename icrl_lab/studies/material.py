@@ -50,8 +50,7 @@ class Material(Choice):
     def room(self) -> int:
         """Tokens that a prompt leaves for its answer."""
         plan = self.plan
-        text = plan.decode != "score" or plan.queries_per_prompt > 1
-        return prompts.ROOM + (answers.new_tokens(plan.queries_per_prompt) if text else 0)
+        return prompts.ROOM + (0 if plan.decode == "score" else answers.new_tokens(plan.queries_per_prompt))
 
     def rendered(self, cell: Cell, draw: int) -> tuple[list[Rendered], list[Shots]]:
         """The prompts of a cell under one draw of map and order, and the shots of each group of queries.

@@ -42,6 +42,11 @@ def check(task: Task, plan: PlanSpec) -> None:
         )
     if plan.queries_per_prompt > 1 and any(shots.needs_query(s) for s in (*plan.selection, *plan.order)):
         raise StudyError("shots that depend on the query (nearest, near-last, ...) need queries_per_prompt = 1")
+    if plan.queries_per_prompt > 1 and plan.decode == "score":
+        raise StudyError(
+            f"queries_per_prompt = {plan.queries_per_prompt} asks for several answers in one text, which are generated: "
+            "set decode = 'greedy' or 'sample'"
+        )
     for arm in plan.asked:
         if maps.NEEDS.get(arm.name) == "labels":
             _check_labels(arm, task, plan)

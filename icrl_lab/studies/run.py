@@ -198,7 +198,7 @@ class Study:
         if key not in self._seen:
             if self.plan.calibrate:
                 self._seen[key] = self._calibrated(engine, rendered, groups, free)
-            elif self.plan.decode == "score" and self.plan.queries_per_prompt == 1:
+            elif self.plan.decode == "score":
                 self._ask_ahead(key, rendered, cell, draw)
             else:
                 self._seen[key] = self._ask(engine, cell, rendered, sum(len(g.queries) for g in groups), draw)
