@@ -48,8 +48,10 @@ OVER = (  # what an interval is over: with one seed, and with several
 )
 CAVEATS = (
     "The verdict compares an arm with noise in place of its vectors, on the same prompts, seeds and items, corrected over "
-    "the arms. “No evidence” is not evidence of none: a small study may miss a small effect.",
+    "all arms and settings of this study. “No evidence” is not evidence of none: a small study may miss a small effect.",
     "A failed answer counts as the mean of its shots (or their most frequent class) in every metric; it is never dropped.",
+    "An answer copies a shot where its most probable value is that of a label shown: with ten labels, and shots spread over all of "
+    "them, nearly every answer does, under noise, too.",
     "Arms see different numbers of labels where their label budget differs; compare those that see the same.",
     "Controls without the item's vector show what the prompt, the labels and the format give by themselves.",
 )
