@@ -452,6 +452,22 @@ def test_a_map_keeps_its_own_norms_where_they_are_asked_for(task, vectors, llm, 
     assert plan_of({"arms": [arm.to_dict() for arm in made.plan.arms]}).arms == made.plan.arms
 
 
+@pytest.mark.parametrize("arm, with_text", [("text", False), ("random-projection", True)])
+def test_a_later_seed_whose_texts_are_too_long_is_said_before_anything_is_computed(
+    task, vectors, llm, monkeypatch, arm, with_text
+):
+    plan = dict(arms=[arm], controls=["real"], labels="true", with_text=with_text, seeds=5, shots=4, queries=3)
+    made = study(task, vectors, llm, **plan)
+    longest = {c.seed: max(map(len, made.material.rendered(c, 0)[0])) for c in made.cells()}
+    least = min(longest, key=longest.__getitem__)
+    assert longest[least] < max(longest.values())
+    seeds = [least, *(s for s in longest if s != least)]
+    monkeypatch.setattr(llm, "context", longest[least] + made.material.room)
+    monkeypatch.setattr(Study, "compute", lambda *given: pytest.fail("a cell was computed"))
+    with pytest.raises(DataError, match=r"the prompt has \d+ tokens"):
+        study(task, vectors, llm, **{**plan, "seeds": seeds}).run(progress=False)
+
+
 def test_rows_are_normalised_where_an_arm_asks_for_it(task, vectors, llm):
     """What stands in the prompt has a token's average moments, times the slot's scale; without, it has not."""
     arms = [{"name": "wide-random", "row_normalise": True}, {"name": "wide-random", "as": "plain"}]

@@ -106,9 +106,11 @@ class Study:
         return result
 
     def _rehearse(self, todo: list[Cell]) -> None:
-        """Fit and write what the first seed asks for once, so that what cannot be is an error before anything is computed."""
+        """Fit and write what the first seed asks for once, and of the others what has texts, so that what cannot be (a map, a prompt that is
+        too long) is an error before anything is computed."""
         for cell in todo:
-            if cell.control == "real" and cell.seed == todo[0].seed:
+            texts = cell.with_text or not cell.arm.has_slots
+            if cell.control == "real" and (texts or cell.seed == todo[0].seed):
                 for member in cell.members:
                     self.material.rendered(member, 0)
 
