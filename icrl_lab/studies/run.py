@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from icrl_lab import answers
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build
-from icrl_lab.errors import IcrlError, ItemError
+from icrl_lab.errors import DataError, IcrlError, ItemError
 from icrl_lab.studies.cells import Cell, cells
 from icrl_lab.studies.choice import Shots, stream
 from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
 from icrl_lab.studies.material import Material
 from icrl_lab.studies.plan_checks import check, reads_text
-from icrl_lab.studies.sections import Arm, PlanSpec
+from icrl_lab.studies.sections import Arm, PlanSpec, TaskSpec
 from icrl_lab.studies.spec import StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
 
@@ -322,7 +322,7 @@ class Study:
 
 def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     """The study of a study file: its task, its vectors and its model loaded."""
-    from icrl_lab.encoders import encode, repeat
+    from icrl_lab.encoders import ENCODERS, encode, repeat
     from icrl_lab.models import load_llm
     from icrl_lab.tasks import load_task
 
@@ -346,7 +346,9 @@ def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
     vectors = []
     for e in (spec.encoder, *spec.encoder.also):
         which = {"path": e.path} if e.path else {"name": e.name}
-        task, found = _taken(task, t.on_bad, partial(encode, progress=progress, **which, **e.options))
+        use = partial(encode, progress=progress, **which, **e.options)
+        of_molecules = e.name in ENCODERS and "molecule" in ENCODERS[e.name].modalities
+        task, found = _taken(task, t.on_bad, partial(_read, use=use, column=_column(t)) if of_molecules else use)
         vectors.append(repeat(found, e.slots) if e.slots > 1 else found)
     llm = load_llm(spec.llm.name, dtype=spec.llm.dtype, progress=progress)
     if reads_text(spec.study):
@@ -364,6 +366,25 @@ def _taken(task: Task, on_bad: str, use: Callable[[Task], Any]) -> tuple[Task, A
                 raise
             for item, why in error.reasons.items():
                 task = task.without(item, "", why)
+
+
+def _column(t: TaskSpec) -> str:
+    """Where the items of a task stand, as far as its study file says it."""
+    return f" in column {t.text!r} of {Path(t.path).name}" if t.text and t.path else ""
+
+
+def _read(task: Task, use: Callable[[Task], Vectors], column: str) -> Vectors:
+    """What an encoder of molecules makes of the task; where it can read none of the items, another column is meant."""
+    try:
+        return use(task)
+    except ItemError as error:
+        if len(error.reasons) < len(task):
+            raise
+        cause = str(error).split("; ")[0]
+        remedy = "name the column of SMILES with text = ..., or take an encoder that reads these items"
+        raise DataError(
+            f"none of the {len(task)} items{column} can be read as a molecule ({cause}); {remedy}"
+        ) from None
 
 
 def _fits(task: Task, llm: LLM) -> None:
