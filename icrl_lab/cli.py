@@ -177,6 +177,11 @@ def _study(spec, out: str, resume: bool) -> int:
             f"{count} row{'s' * (count > 1)} left out or merged, listed in the manifest; "
             f"the first: {f'{first.place}, ' if first.place else ''}{first.reason}"
         )
+    there = len(study.task.queries)
+    if there < study.plan.queries:
+        _say(
+            f"queries = {study.plan.queries}, and the task has {there} items to ask about: all of them are asked about"
+        )
     refused: ProbeRefused | None = None
     try:
         result = study.run(out, resume=resume)

@@ -300,6 +300,29 @@ def test_bad_arguments_are_status_2(home, run, finished, tmp_path):
     assert status == 2 and is_one_sentence(err) and "holds another study: study.task." in err
 
 
+def test_fewer_items_than_queries_are_said(home, run):
+    for asked, said in ((1000, True), (20, False)):
+        study = variant(
+            home, "x.toml", ("queries = 6", f"queries = {asked}"), ('"random-projection", "ridge"', '"text"')
+        )
+        status, _, err = run("run", study, "--out", f"o{asked}")
+        assert status == 0 and ("queries = 1000, and the task has 20 items to ask about" in err) == said
+
+
+@pytest.mark.parametrize(
+    "arm, says",
+    [
+        ("random-projection", r"shots, a smaller repeat, or a model"),
+        ("text", r"shots, a smaller repeat, vectors instead of text, or a model"),
+    ],
+)
+def test_too_long_a_prompt_counts_its_shots_once_and_advises_only_what_would_help(home, run, arm, says):
+    arms = ('"random-projection", "ridge"', f'"{arm}"')
+    status, _, err = run("run", variant(home, "x.toml", ("shots = 4", "shots = 20\nrepeat = 16"), arms), "--out", "o")
+    assert status == 3 and is_one_sentence(err) and "it holds 20 shots 16 times (repeat = 16)" in err
+    assert re.search(f"take fewer {says}", err)
+
+
 # --------------------------------------------------------------------------------------- 3: bad data
 
 
@@ -334,9 +357,12 @@ SMILES = (('text = "text"', 'text = "smiles"'), ('modality = "text"', ""), ('id 
         (_row(""), [("shots = 4", "shots = 21")], r"20 items in its pool and the study asks for 21 shots"),
         (lambda home: None, [NPZ], r"x\.npz: no such file"),
         (_vectors(lambda ids, values: {"ids": ids[:30], "values": values[:30]}), [NPZ], r"10 of 40 items have no vector.*'m30'"),
-        (_vectors(lambda ids, values: {"values": values}), [NPZ], r"needs the arrays 'ids' and 'values'"),
+        (_vectors(lambda ids, values: {"values": values}), [NPZ], r"x\.npz: it lacks the array 'ids', and has \['values'\]"),
         (_vectors(lambda ids, values: {"ids": ids, "values": values * np.nan}), [NPZ], r"vector of 'm00' has a NaN"),
         (lambda home: (home / "x.npz").write_bytes(b"PK\x03\x04 cut"), [NPZ], r"x\.npz cannot be read"),
+        (_vectors(lambda ids, values: {"ids": ids, "values": values * 0}), [NPZ], r"the 20 vectors of 'file:x@\w+' in the pool .* all zero"),
+        (lambda home: None, [('target = "y"', 'label = "y"')], r"'y': its 40 labels are 40 different numbers.*target = 'y'"),
+        (lambda home: None, [('text = "text"', 'text = "id"'), ('id = "id"', ""), ('path = "v.npz"', 'name = "morgan"')], r"none of the 40 items in column 'id' of t\.csv can be read as a molecule \(item 'm\d\d' .*name the column"),
     ],
 )  # fmt: skip
 def test_bad_data_is_status_3(home, run, tmp_path, make, changes, says):
@@ -402,10 +428,16 @@ def test_an_item_that_encoder_or_model_cannot_take_is_named_or_left_out(home, ru
 def test_a_folder_that_is_no_finished_run_has_no_report(run, home, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "summary.csv").write_text("arm\n")
+    for name in ("cut", "less"):
+        shutil.copytree(finished, tmp_path / name)
+    (tmp_path / "cut" / "prompts.json").write_bytes((finished / "prompts.json").read_bytes()[:-9])
+    (tmp_path / "less" / "prompts.json").unlink()
     for folder, says in (
         (home / "model", "no manifest.json"),
         ("none", "no such run folder"),
         ("run", "summary.csv was changed"),
+        ("cut", "prompts.json was changed or damaged"),
+        ("less", "prompts.json is missing"),
     ):
         status, out, err = run("report", folder)
         assert status == 3 and is_one_sentence(err) and says in err and out == ""
@@ -440,10 +472,15 @@ def _less(model: Path) -> None:
         (lambda model: shutil.rmtree(model), r"there is no model folder .*broken"),
         (lambda model: _cut(model / "model.safetensors"), r"cannot be had"),
         (lambda model: (model / "model.safetensors").write_bytes(b""), r"cannot be had"),
-        (_pickle, r"no file named model\.safetensors"),
+        (
+            _pickle,
+            r"the model folder .*broken has no model\.safetensors \(pytorch_model\.bin is a pickle, which is not read\)",
+        ),
+        (lambda model: (model / "model.safetensors").unlink(), r"has no model\.safetensors; save model and tokenizer"),
+        (lambda model: (model / "config.json").unlink(), r"has no config\.json; save"),
         (_less, r"lacks 1 of the weights .*layers\.1\.mlp\.down_proj"),
         (lambda model: (model / "config.json").write_text("{"), r"config\.json"),
-        (lambda model: (model / "tokenizer.json").unlink(), r"tokenizer"),
+        (lambda model: (model / "tokenizer.json").unlink(), r"has no tokenizer\.json; save"),
     ],
 )
 def test_a_damaged_model_folder_is_status_4(home, run, tmp_path, damage, says):
@@ -453,6 +490,18 @@ def test_a_damaged_model_folder_is_status_4(home, run, tmp_path, damage, says):
     status, out, err = run("run", variant(home, "x.toml", ("./model", "./broken")), "--out", "o")
     assert status == 4 and is_one_sentence(err) and re.search(says, err) and out == ""
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["./x.pt", "./t.csv"])
+def test_a_file_of_another_kind_is_neither_model_nor_encoder(home, run, name):
+    (home / "x.pt").write_bytes(b"\x80\x02}q\x00.")
+    for old, what in (
+        ("./model", "is no model: one is a folder with safetensors"),
+        ('path = "v.npz"', "is no encoder"),
+    ):
+        new = name if old == "./model" else f'name = "{name}"'
+        status, _, err = run("run", variant(home, "x.toml", (old, new)), "--out", "o")
+        assert status == 4 and is_one_sentence(err) and what in err and "pickled weights are not read" in err
 
 
 def test_hub_names_without_a_network_are_status_4(home, run):

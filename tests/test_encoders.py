@@ -592,8 +592,9 @@ def test_items_that_are_refused_together_are_told_together(bert, tmp_path):
 @pytest.mark.parametrize("name", ["morgan", pytest.param("minimol", marks=pytest.mark.real)])
 @pytest.mark.parametrize("bad", ["C1CC", "not a molecule", ""])
 def test_bad_molecule_is_named(name, bad, capfd):
-    with pytest.raises(DataError, match=r"item 'bad'.*(SMILES|atom)"):
-        encode(["CCO", bad], name, ids=["good", "bad"])
+    with pytest.raises(DataError, match=r"item 'bad'.*(SMILES|atom)") as refused:
+        encode(["CCO", bad, "C1CCC", "CCN"], name, ids=["good", "bad", "worse", "fine"], batch_size=2)
+    assert set(refused.value.reasons) == {"bad", "worse"} and "item 'worse'" in refused.value.reasons["worse"]
     assert capfd.readouterr().err == ""
 
 
@@ -615,6 +616,8 @@ def test_wrong_kind_of_item_and_unknown_names():
         encode(digits, "morgan")
     with pytest.raises(DataError, match=r"'0'.*'raw' reads rows of numbers"):
         encode(SMILES, "raw")
+    with pytest.raises(StudyError, match=r"encode takes the name of an encoder or a file of vectors, not None"):
+        encode(digits, None)
     with pytest.raises(StudyError, match="did you mean 'minimol'"):
         encode(SMILES, "minimoll")
     with pytest.raises(StudyError, match="'morgan' has no option 'nbits'; did you mean 'bits'"):
@@ -938,7 +941,15 @@ def test_files_that_will_not_do(some, tmp_path):
     refuse("does not fit 5 ids", npz(ids=ids, values=some.values[:4]))
     refuse("shape", npz(ids=ids, values=some.values[:, 0]))
     refuse("stands in row 0 and again in row 4", npz(ids=np.array(list("abcda")), values=some.values))
-    refuse("needs the arrays 'ids' and 'values', and has", npz(ids=ids, x=some.values))
+    refuse(
+        r"lacks the array 'values' \(or 'vectors' or 'embeddings'\), and has \['ids', 'x'\]",
+        npz(ids=ids, x=some.values),
+    )
+    refuse(r"lacks the array 'ids', and has \['vectors'\]", npz(vectors=some.values))
+    refuse("lacks the arrays 'ids' and 'values'", npz(x=some.values))
+    for rubbish in (b"id,x\na,1\n", b"", b"\x80\x02}q\x00.", b"\x93NUMPY"):
+        (tmp_path / "r.npz").write_bytes(rubbish)
+        refuse(r"r\.npz: it is not an \.npz file", tmp_path / "r.npz")
     refuse("pickled objects, which are refused", npz(ids=ids, values=some.values.astype(object)))
     refuse("pickled objects, which are refused", npz(ids=ids.astype(object), values=some.values))
     refuse("must be numbers", npz(ids=ids, values=some.values.astype(str)))

@@ -246,6 +246,13 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(tmp_p
     assert asked == [tmp_path]
 
 
+def test_a_folder_that_the_disk_will_not_make_is_refused_and_the_trial_leaves_nothing(tmp_path):
+    with pytest.raises(StudyError, match=r"/proc/x.* cannot be made.*; choose another --out"):
+        RunFolder.refuse("/proc/x/run")
+    RunFolder.refuse(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_kept_nothing_is_begun_anew_also_as_another_study(tmp_path):
     RunFolder.open_for_writing(tmp_path, MANIFEST).close()
     RunFolder.refuse(tmp_path)

@@ -199,9 +199,11 @@ def test_a_gguf_file_of_the_users_own_is_the_model_it_was_written_from(tmp_path)
     vector = np.random.default_rng(1).standard_normal((1, toy.width)).astype(np.float32)
     for prompt in (Rendered(ids, vector[:0]), Rendered(np.where(np.arange(40) == 7, SLOT, ids), vector)):
         np.testing.assert_allclose(plain(llm, prompt), plain(toy, prompt), atol=1e-5)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match=r"mine\.gguf' cannot be had: "):
-        models.load_llm(str(path), device="cpu", threads=1)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1000], whole[:100], b"rubbish", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"mine\.gguf is damaged, or no GGUF file"):
+            models.load_llm(str(path), device="cpu", threads=1)
 
 
 @pytest.fixture
@@ -340,6 +342,30 @@ def test_a_gguf_file_never_runs_the_code_beside_it(tmp_path, foreign, trust):
     }
     (path.parent / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load(path, trust_remote_code=trust).width == toy.width and not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["smollm", "smolm2-135m", "gemma-3-27m"])
+def test_a_misspelt_embedded_name_is_asked_of_no_hub(name, monkeypatch):
+    monkeypatch.setattr(reading, "_from_folder", lambda *_: pytest.fail("a hub would have been asked"))
+    with pytest.raises(StudyError, match=f"no model '{name}'; did you mean '(smollm2-135m|gemma-3-270m)'"):
+        models.load_llm(name, device="cpu")
+
+
+def test_a_folder_of_a_misspelt_name_is_a_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert load(folder.rename("smollm")).width == load(Path("smollm")).width == 48
+
+
+def test_a_folder_that_holds_a_gguf_file_says_so(tmp_path):
+    _, path = toy_gguf(tmp_path)
+    with pytest.raises(ModelError, match=r"has no model\.safetensors; give its file mine\.gguf as the name"):
+        models.load_llm(str(path.parent), device="cpu")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["smollm2-135m"]])
+def test_a_name_that_is_none_is_a_sentence(name):
+    with pytest.raises(StudyError, match="load_llm takes the name of a model"):
+        models.load_llm(name)
 
 
 # ---------------------------------------------------------------------------------------- bars of a load

@@ -48,6 +48,8 @@ def test_a_run_asks_its_probes_once_and_opens_without_a_model(tmp_path, monkeypa
         opened.geometry()
     with pytest.raises(DataError, match="with options"):
         opened.lens(queries=3)
+    with pytest.raises(DataError, match="no arm 'zeropad'; did you mean 'zero-pad'"):
+        opened.lens(arm="zeropad")
 
 
 def test_a_run_is_saved_elsewhere_with_what_was_probed(tmp_path):

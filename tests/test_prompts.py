@@ -375,6 +375,8 @@ def test_clear_errors_of_rendering():
         match=r"the prompt has \d+ tokens .* reads 64: it holds 8 shots, the longest text of 21 characters \('CC\(=O\)Oc1ccccc1C\(=O\)O'\); take fewer",
     ):
         render(ask("arrow", "text", k=8), tok, context=64)
+    with pytest.raises(DataError, match=r"it holds 4 shots; take fewer shots, or a model with a longer context$"):
+        render(ask(), tok, vectors(), context=16)
     bare = _without_template()
     with pytest.raises(ModelError, match="no chat template; choose a plain layout"):
         render(ask("paper"), bare, vectors())

@@ -377,6 +377,9 @@ def test_arms_are_compared_on_the_same_shots_and_queries(task, vectors, llm, tmp
     assert np.allclose(there["difference"], -back["difference"]) and np.allclose(there["one"], back["other"])
     assert np.allclose(there["difference_low"], -back["difference_high"]) and there["difference"].abs().max() > 0
     assert (result.compare(one, one)["difference"] == 0).all()
+    for alone in ({}, {"other_control": "real"}, {"control": "noise", "other_control": "noise"}):
+        with pytest.raises(StudyError, match="would be compared with itself; name another arm"):
+            result.compare(one, **alone)
     text = result.compare(one, "text")  # whose prompts always hold the text
     assert len(text) == len(there) and text["difference"].notna().all()
     assert text["other_with_text"].all() and not there["other_with_text"].any() and not text["with_text"].any()
@@ -478,6 +481,34 @@ def test_vectors_that_are_none_are_refused_by_what_they_are(task, vectors, llm, 
     given = vectors.values if given == "array" else [vectors.values if g == "array" else g for g in given]
     with pytest.raises(StudyError, match="takes Vectors"):
         Study(task, given, llm, **PLAN)
+
+
+@pytest.mark.parametrize("change, what", [(lambda v: v * 0, "zero"), (lambda v: v * 0 + v[:1] * (1 + 1e-7 * (v > 0)), "the same")])  # fmt: skip
+def test_vectors_that_do_not_differ_are_refused_where_an_arm_maps_them(task, vectors, llm, change, what):
+    """Those of the pool, of one of several kinds, and up to rounding; a column that differs among others that do not is enough."""
+    values = vectors.values.copy()
+    values[task.pool] = change(values[task.pool])
+    alike = Vectors(values, vectors.ids, "alike/1")
+    for given in (alike, [vectors, alike], repeat(alike, 2)):
+        with pytest.raises(DataError, match=f"the 30 vectors of 'alike/1' in the pool of task 'toy' are all {what}"):
+            Study(task, given, llm, **PLAN)
+        Study(task, given, llm, **{**PLAN, "arms": ["text", "random-noise"]})
+    values[task.pool[3], 2] += 1e-3
+    Study(task, Vectors(values * 1e3 + 1e6 * (np.arange(10) == 7), vectors.ids, "alike/1"), llm, **PLAN)
+
+
+@pytest.mark.parametrize(
+    "order, says",
+    [
+        (lambda task, vectors, llm: (vectors, task, llm), "a Task, then its Vectors, then an LLM, and the first is Vectors"),
+        (lambda task, vectors, llm: (task, vectors, "smollm2-135m"), r"an LLM that is loaded, not 'smollm2-135m'; load it"),
+        (lambda task, vectors, llm: (task, llm, vectors), "takes Vectors"),
+        (lambda task, vectors, llm: (task, vectors, vectors), "loaded, not Vectors"),
+    ],
+)  # fmt: skip
+def test_what_a_study_is_made_of_is_refused_by_what_it_is(task, vectors, llm, order, says):
+    with pytest.raises(StudyError, match=says):
+        Study(*order(task, vectors, llm), **PLAN)
 
 
 def test_conditions_of_the_text_arm_alone_stand_in_the_table(task, vectors, llm):

@@ -247,6 +247,15 @@ def test_synthetic_truth_is_planted_with_the_noise_it_states_and_the_text_carrie
         (lambda: load_task(frame(), target="y", modality="molecules"), "did you mean 'molecule'"),
         (lambda: load_task(frame(), text="y", target="y"), "'y' is both the item and its target"),
         (lambda: load_task(frame(), label="smiles"), "'smiles' is both the item and its label"),
+        (
+            lambda: load_task(frame(), target="y", on_bda="drop"),
+            "no argument 'on_bda' for a table; did you mean 'on_bad'",
+        ),
+        (lambda: load_task("synthetic", on_bda="drop"), "no option 'on_bda'; did you mean 'on_bad'"),
+        (lambda: load_task("synthetic", nothing=1), "no option 'nothing'; valid: d, n, noise"),
+        (lambda: load_task(frame(), target="y", seed=1.5), r"seed must be a whole number of at least 0, not 1\.5"),
+        (lambda: load_task(frame(), target="y", seed=-1), "not -1"),
+        (lambda: load_task("synthetic", seed=True), "not True"),
     ],
 )
 def test_wrong_arguments_are_study_errors(call, words):
@@ -356,7 +365,11 @@ def test_lines_are_counted_as_the_user_counts_them(tmp_path):
         ("smiles,y\nCCO,1\nCC,1e999\nCCC,3\n", r"row 2 .*'y': the target '1e999' is not finite"),
         ("smiles,y\nCCO,1\nCC,-inf\nCCC,3\n", r"row 2 .*'y': the target '-inf' is not finite"),
         ("smiles,y\nCCO,1\nCC,low\nCCC,3\n", r"row 2 .*'y': the target 'low' is not a number"),
-        ('smiles,y\nCCO,1\nCC,"1,5"\nCCC,3\n', r"row 2 .*'y': '1,5' .*decimals with a point"),
+        ('smiles,y\nCCO,1\nCC,"1,5"\nCCC,3\n', r"row 2 .*'y': '1,5' is not a number: its comma may be a decimal mark"),
+        (
+            'smiles,y\nCCO,1\nCC,"-1,660"\nCCC,3\n',
+            r"'-1,660' is .* or stand between thousands \(leave it out\); correct it",
+        ),
         (
             "id,smiles,y\na,CCO,1\nb,CC,2\na,CCC,3\n",
             r"row 3 \(line 4\), column 'id': the id 'a' stands already in row 1 \(line 2\)",
@@ -416,7 +429,13 @@ def test_several_bad_rows_name_the_first_and_count_all_and_drop_counts_exactly(t
         ("t.csv", b"smiles,y\nCC,1\nC\0C,2\n", "line 3: a zero byte"),
         ("t.parquet", b"smiles,y\nCC,1\n", "not a parquet file"),
         ("t.parquet", b"PAR1 and nothing PAR1", "not a readable parquet file"),
-        ("t.xlsx", b"smiles,y\nCC,1\n", r"must be named \.csv, \.tsv"),
+        ("t.xlsx", b"PK\x03\x04rest", r"is a spreadsheet; export it as \.csv"),
+        ("t.txt", b"smiles,y\nCC,1\n", r"must be named \.csv, \.tsv"),
+        (
+            "t.csv",
+            b"smiles,y\nm1,1\nm2,2\nC1CC,3\n",
+            r"'smiles': none of its 3 rows holds a molecule, the first \(row 1 .*'m1' is not",
+        ),
     ],
 )
 def test_a_bad_file_is_one_sentence_with_its_name_whatever_on_bad_says(tmp_path, name, data, words, on_bad):
@@ -460,6 +479,23 @@ def test_classification_orders_numbers_as_numbers_and_refuses_one_class(tmp_path
         load_task(put(tmp_path, "smiles,c\nCCO,x\nCC,y\nOCC,y\nC,x\n"), label="c")
     task = load_task(tmp_path / "t.csv", label="c", on_bad="drop")
     assert task.items == ("CC", "C") and [d.row for d in task.dropped] == [0, 2]
+
+
+def test_a_measured_quantity_is_no_label_and_few_numbers_are_classes(tmp_path):
+    """More numbers than half of the items, or most of them once, are measured; digits, words and a handful of numbers are classes."""
+
+    def of(labels):
+        rows = "".join(f"t{i},{label}\n" for i, label in enumerate(labels))
+        return load_task(put(tmp_path, f"text,logS\n{rows}"), label="logS")
+
+    once, twice = [f"{-i / 100}" for i in range(40)], [f"{i / 10}" for i in range(20)] * 2
+    for labels in (once, twice[1:], [*once[:10], *["1.5"] * 60]):
+        with pytest.raises(
+            DataError, match=r"column 'logS': its \d+ labels are \d+ different numbers.*target = 'logS'"
+        ):
+            of(labels)
+    for labels in (twice, [f"{i % 10}" for i in range(40)], [f"c{i}" for i in range(40)], ["0", "1", "2", "3", "4"]):
+        assert set(of(labels).options) == set(labels)
 
 
 def test_one_molecule_is_one_item_however_it_is_written():
@@ -586,7 +622,7 @@ def test_no_text_is_taken_for_a_number_that_it_is_not(text):
     read, why = number(text)
     assert bool(why) == math.isnan(read)
     if not why:
-        assert read == float(text.replace("\u2212", "-")) and "_" not in text
+        assert read == float(text.strip().replace("\u2212", "-")) and "_" not in text
 
 
 def table_bytes() -> tuple[bytes, list[tuple[str, str, float]]]:
@@ -720,7 +756,7 @@ def test_a_task_without_items_keeps_what_the_others_are_and_on_which_side(classe
     assert (task.options, task.kind, task.units) == (whole.options, whole.kind, whole.units)
 
 
-@pytest.mark.parametrize("options", [{"n": 1e3}, {"n": "20"}, {"d": 2.5}, {"noise": "x"}, {"seed": -1}])
+@pytest.mark.parametrize("options", [{"n": 1e3}, {"n": "20"}, {"d": 2.5}, {"noise": "x"}])
 def test_a_synthetic_task_of_what_is_no_number_is_a_sentence(options):
     with pytest.raises(StudyError, match="synthetic"):
         load_task("synthetic", **options)

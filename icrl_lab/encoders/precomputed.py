@@ -80,13 +80,17 @@ def _name(cell: Any) -> str:
 
 
 def _npz(path: Path, among: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...], str | None]:
+    with open(path, "rb") as handle:
+        if handle.read(2) != b"PK":  # numpy takes for pickled whatever it does not know
+            raise DataError("it is not an .npz file; write one with numpy.savez(path, ids=..., values=...)")
     with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
         held = set(archive.files)
         if archive.zip.testzip() is not None:  # numpy reads as far as a shape says, and may meet no checksum
             raise DataError("an array does not have its checksum; the file is damaged")
         found = [n for n in NAMES if n in held]
-        if "ids" not in held or not found:
-            raise DataError(f"it needs the arrays 'ids' and 'values', and has {sorted(held)}")
+        lacks = ["'ids'"] * ("ids" not in held) + [f"'values' (or {' or '.join(map(repr, NAMES[1:]))})"] * (not found)
+        if lacks:
+            raise DataError(f"it lacks the array{'s' * (len(lacks) > 1)} {' and '.join(lacks)}, and has {sorted(held)}")
         try:
             ids, values = archive["ids"], archive[found[0]]
             space = str(archive["space"]) if "space" in held else None

@@ -7,6 +7,7 @@ measured for it in fastest.py. What is done with the model is the engine's busin
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,10 +110,14 @@ def load_llm(
     prove    check what the lab relies on; a model that fails is refused with the reason
     progress bars of what is fetched: None shows them in a terminal, True anywhere, False nowhere
 
-    Raises ModelError when the model cannot be had or fails the proof, StudyError for an unknown dtype or device.
+    Raises ModelError when the model cannot be had or fails the proof, StudyError for an unknown dtype or device and for
+    a misspelt embedded name.
     """
     import torch
 
+    if not isinstance(name, (str, os.PathLike)):
+        raise StudyError(f"load_llm takes the name of a model, a folder or a .gguf file, not {name!r}")
+    name = os.fspath(name)
     if dtype not in DTYPES:
         raise StudyError(f"dtype {dtype!r} is unknown; {nearest(dtype, DTYPES)}")
     if device not in ("auto", "cpu", "cuda"):

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from icrl_lab import fetch
-from icrl_lab.errors import IcrlError, MissingExtra, ModelError
+from icrl_lab.errors import IcrlError, MissingExtra, ModelError, StudyError, nearest
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5")
+WORDS = ("tokenizer.json", "vocab", "merges", "spiece")  # files of a tokenizer's words begin with one of them
 
 
 def read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any, Any]:
@@ -20,7 +23,7 @@ def read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any
 
     trust     run the Python code that a folder or hub name brings
     progress  bars of what is fetched, as of `load_llm`; what is here is loaded without any, and the process keeps its own settings
-    Raises ModelError when it cannot be had.
+    Raises ModelError when it cannot be had, StudyError for a misspelt embedded name.
     """
     try:
         with fetch.hub_bars(progress) as shown:
@@ -37,6 +40,8 @@ def read(name: str, dtype: Any, trust: bool, progress: bool | None) -> tuple[Any
             raise ModelError(
                 f"the model {name!r} asks for Python code of its own; read it, and give trust_remote_code=True if you trust it"
             ) from error
+        if name not in fetch.EMBEDDED and (wrong := _what_is_wrong(name, path)):
+            raise ModelError(wrong) from error
         lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
         first = " ".join(lines)[:200] if lines[0].endswith(":") else lines[0]
         known = ", ".join(fetch.EMBEDDED)
@@ -54,11 +59,56 @@ def _found(name: str, dtype: Any, trust: bool, progress: bool | None, shown: Map
         if not path.is_file():
             raise ModelError(f"there is no model file {name}; give a .gguf file, a folder or a hub name")
         return _from_gguf(path, dtype)
+    _refuse(name, path)
     if path.is_dir():
         return _from_folder(str(path), dtype, trust)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ModelError(f"there is no model folder {name}; save one with save_pretrained, or give a hub name")
     return _from_folder(name, dtype, trust, **shown)
+
+
+def _refuse(name: str, path: Path) -> None:
+    """Raise the error of a name that can be no model, before a parser or a hub is asked: a file of another kind, or a misspelt
+    embedded name."""
+    if path.is_file():
+        raise ModelError(
+            f"{name} is no model: one is a folder with safetensors, a .gguf file or a hub name; pickled weights are not read"
+        )
+    if not path.is_dir() and "/" not in name and (hint := nearest(name, fetch.EMBEDDED)).startswith("did you mean"):
+        raise StudyError(f"there is no model {name!r}; {hint}")
+
+
+def _what_is_wrong(name: str, path: Path) -> str:
+    """The sentence of a folder that lacks a file or of a GGUF file that is damaged, where one could not be read; "" for another cause."""
+    if path.suffix == ".gguf" and _damaged(path):
+        return f"{name} is damaged, or no GGUF file; fetch or copy it again"
+    if not path.is_dir():
+        return ""
+    held = sorted(file.name for file in path.iterdir())
+    packed = [file for file in held if file.endswith(".gguf")]
+    pickled = [file for file in held if file.endswith(PICKLES)]
+    if not any(file.endswith(".safetensors") for file in held) and packed:
+        return f"the folder {name} has no model.safetensors; give its file {packed[0]} as the name"
+    if "config.json" not in held:
+        lacks = "config.json"
+    elif not any(file.endswith(".safetensors") for file in held):
+        lacks = "model.safetensors" + (f" ({pickled[0]} is a pickle, which is not read)" if pickled else "")
+    elif not any(file.startswith(WORDS) or file.endswith((".model", ".tiktoken")) for file in held):
+        lacks = "tokenizer.json"
+    else:
+        return ""
+    return f"the model folder {name} has no {lacks}; save model and tokenizer there with save_pretrained"
+
+
+def _damaged(path: Path) -> bool:
+    """Whether a GGUF file cannot be read even as a list of what it holds."""
+    import gguf
+
+    try:
+        gguf.GGUFReader(path)
+    except Exception:  # of a foreign parser on foreign bytes
+        return True
+    return False
 
 
 def _from_folder(name: str, dtype: Any, trust: bool, **shown: Any) -> tuple[Any, Any]:

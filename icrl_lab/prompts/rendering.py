@@ -33,11 +33,13 @@ def render_all(
     vectors: Vectors | None = None,
     context: int | None = None,
     room: int = ROOM,
+    repeat: int = 1,
 ) -> list[Rendered]:
     """Prompts as the engine takes them.
 
     vectors  in the model's space, one row (or `slots` rows) for each item that has a slot
     context  tokens the model reads; a prompt that leaves less than `room` of them for the answer is a DataError
+    repeat   how many times the shots stand in each prompt, for that error
 
     `tokens` of a Rendered, joined, give the rendered string back ("<slot>" at a slot's positions). A missing vector, a
     slot of another width, and text that would reach the model as a control token are DataErrors that name the item; a chat
@@ -59,7 +61,7 @@ def render_all(
         start = 0 if prompt.chat else len(tok.prefix)  # a chat template writes its own BOS
         length = start + len(raw)
         if context is not None and length + room > context:
-            _refuse_length(length, context, room, prompt)
+            _refuse_length(length, context, room, prompt, repeat)
         ids = np.concatenate([np.asarray(tok.prefix[:start], np.int64), tok.table[raw]])
         words = tok.prefix_tokens[:start] + _words(text, offsets[:, 1], ids[start:], tok)
         out.append(Rendered(ids, _rows(prompt, vectors, where), _spans(parts, owner, start, known), words))
@@ -203,11 +205,13 @@ def _refuse_control(part: Text | Slot, prompt: Prompt, tok: Plain) -> None:
     )
 
 
-def _refuse_length(length: int, context: int, room: int, prompt: Prompt) -> None:
+def _refuse_length(length: int, context: int, room: int, prompt: Prompt, repeat: int) -> None:
     labels = sum(isinstance(p, Text) and p.role == "label" for p in prompt.parts)
     longest = max((p.text for p in prompt.parts if isinstance(p, Text) and p.role == "text"), key=len, default="")
     whose = f", the longest text of {len(longest)} characters ({longest[:40]!r})" if longest else ""
+    times = f" {repeat} times (repeat = {repeat})" if repeat > 1 else ""
+    remedies = ["fewer shots", *["a smaller repeat"] * bool(times), *["vectors instead of text"] * bool(whose)]
     raise DataError(
-        f"the prompt has {length} tokens (and needs {room} for the answer) but the model reads {context}: "
-        f"it holds {labels} shots{whose}; take fewer shots, vectors instead of text, or a model with a longer context"
+        f"the prompt has {length} tokens (and needs {room} for the answer) but the model reads {context}: it holds "
+        f"{labels // repeat} shots{times}{whose}; take {', '.join(remedies)}, or a model with a longer context"
     )

@@ -8,6 +8,7 @@
     fitting.py     its slot maps, fitted and applied
     material.py    its prompts, of both
     run.py         the loop: compute, keep, resume
+    loading.py     the study of a study file: task, vectors and model
     comparison.py  the simple predictors on the same shots
     manifest.py    what was run, of what, on what
     shown.py       what its prompts look like, with the model or as the run kept them
@@ -23,8 +24,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from icrl_lab.studies.loading import load
     from icrl_lab.studies.result import StudyResult, open_run
-    from icrl_lab.studies.run import Study, load
+    from icrl_lab.studies.run import Study
     from icrl_lab.studies.sections import Arm
     from icrl_lab.studies.spec import StudySpec
 
@@ -33,7 +35,7 @@ _HOME = {
     "Study": "run",
     "StudyResult": "result",
     "StudySpec": "spec",
-    "load": "run",
+    "load": "loading",
     "open_run": "result",
 }
 

@@ -6,7 +6,7 @@ streams named after what they decide (`stream`), never from one another's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from icrl_lab import answers, shots
 from icrl_lab.encoders import encode
-from icrl_lab.errors import StudyError, nearest
+from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.shots import Likeness
 from icrl_lab.studies.cells import Cell
 from icrl_lab.studies.plan_checks import check
@@ -50,13 +50,29 @@ def joined(kinds: Sequence[Vectors]) -> Vectors:
     return Vectors(np.concatenate(flat, axis=1), kinds[0].ids, " + ".join(kind.space for kind in kinds))
 
 
+def _refuse_alike(kind: Vectors, task: Task) -> None:
+    """A DataError where the pool's vectors do not differ: a slot map would scale what rounding left of them up to the norm of a slot."""
+    pool = kind.values[task.pool]
+    rounding = 4 * np.finfo(np.float32).eps * np.abs(pool).max(0)
+    if len(pool) > 1 and (np.ptp(pool, axis=0) <= rounding).all():
+        what = "zero" if not pool.any() else "the same"
+        raise DataError(
+            f"the {len(pool)} vectors of {kind.space!r} in the pool of task {task.name!r} are all {what}, so that a slot says nothing of "
+            "its item; give vectors that differ, or take only arms without slots, such as 'text'"
+        )
+
+
 class Choice:
     """A task's items and vectors seen through a plan."""
 
     def __init__(self, task: Task, vectors: Vectors | Sequence[Vectors], plan: PlanSpec) -> None:
+        if not isinstance(task, Task):
+            raise StudyError(
+                f"a study takes a Task, then its Vectors, then an LLM, and the first is {type(task).__name__}; make it with load_task(...)"
+            )
         check(task, plan)
         self.task, self.plan = task, plan
-        given = (vectors,) if isinstance(vectors, Vectors) else tuple(vectors)
+        given: tuple[Any, ...] = tuple(vectors) if isinstance(vectors, Iterable) else (vectors,)
         if not given or not all(isinstance(kind, Vectors) for kind in given):
             what = type(vectors).__name__ if given else "none"
             raise StudyError(
@@ -64,6 +80,9 @@ class Choice:
             )
         self.kinds = tuple(kind.take(task.ids) for kind in given)  # each has its own map and its own slots
         once = [kind.once() for kind in self.kinds]  # a vector that stands in several slots counts once
+        if any(arm.has_slots and arm.name != "random-noise" for arm in plan.asked):
+            for kind in once:
+                _refuse_alike(kind, task)
         self.vectors = once[0] if len(given) == 1 else joined(once)
         self.queries = self._queries()
         self.format = None

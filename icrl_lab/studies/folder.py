@@ -174,7 +174,7 @@ class RunFolder:
 
     @staticmethod
     def read(path: str | os.PathLike) -> Record:
-        """Read a finished run, every table checked against the manifest. DataError names what is missing or damaged."""
+        """Read a finished run, every table and its prompts checked against the manifest. DataError names what is missing or damaged."""
         path = Path(path)
         try:
             folder = stat.S_ISDIR(path.stat().st_mode)
@@ -190,6 +190,8 @@ class RunFolder:
                 f"{path} holds an unfinished run; finish it with: icrl-lab run STUDY.toml --out {path} --resume"
             )
         tables = [_read_table(path, name, manifest) for name in _TABLES]
+        if PROMPTS in manifest["files"]:
+            _check(path, PROMPTS, manifest)  # read when they are asked for
         return Record(path, manifest, *tables)
 
 

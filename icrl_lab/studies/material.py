@@ -32,6 +32,9 @@ class Material(Choice):
 
     def __init__(self, task: Task, vectors: Vectors | Sequence[Vectors], llm: Any, plan: PlanSpec) -> None:
         super().__init__(task, vectors, plan)
+        if not hasattr(llm, "tokenizer"):
+            what = repr(llm) if isinstance(llm, str) else type(llm).__name__
+            raise StudyError(f"a study takes an LLM that is loaded, not {what}; load it with load_llm(...)")
         self.llm, self.tokenizer = llm, llm.tokenizer
         self.template = prompts.layout(plan.layout, markers=plan.markers)
         self.fitting = Fitting(self, llm, self.template)
@@ -51,6 +54,10 @@ class Material(Choice):
         """Tokens that a prompt leaves for its answer."""
         plan = self.plan
         return prompts.ROOM + (0 if plan.decode == "score" else answers.new_tokens(plan.queries_per_prompt))
+
+    @property
+    def _limits(self) -> tuple[int, int, int]:
+        return self.llm.context, self.room, self.plan.repeat
 
     def rendered(self, cell: Cell, draw: int) -> tuple[list[Rendered], list[Shots]]:
         """The prompts of a cell under one draw of map and order, and the shots of each group of queries.
@@ -115,7 +122,7 @@ class Material(Choice):
         built = [p for group in groups for p in self._prompts(cell, group, width)]
         if slots is not None and cell.control == "dummy":
             built, slots = controls.apply("dummy", built, slots)
-        return prompts.render_all(built, self.tokenizer, slots, self.llm.context, self.room)
+        return prompts.render_all(built, self.tokenizer, slots, *self._limits)
 
     def _slots(self, cell: Cell, draw: int, groups: Sequence[Shots]) -> Vectors:
         """The mapped vectors of every item of the cell's prompts and of no other."""
@@ -134,9 +141,7 @@ class Material(Choice):
         texts = CONTENT_FREE if reads else CONTENT_FREE[:1]
         asked = [[prompts.Example(NOBODY, text, code=text if as_code else None)] for text in texts]
         if not arm.has_slots:
-            return prompts.render_all(
-                self._build(cell, group, asked, 1), self.tokenizer, None, self.llm.context, self.room
-            )
+            return prompts.render_all(self._build(cell, group, asked, 1), self.tokenizer, None, *self._limits)
         groups = self._once(cell, ("groups", draw), lambda: self.shots(cell, draw))
         mapped = self._once(cell, ("slots", arm.label, draw), lambda: self._slots(cell, draw, groups))
         shown = self._changed(cell, draw, mapped).take([self.task.ids[int(p)] for p in group.positions])
@@ -147,7 +152,7 @@ class Material(Choice):
         built = self._build(cell, group, asked, mapped.slots)
         if cell.control == "dummy":
             built, slots = controls.apply("dummy", built, slots)
-        return prompts.render_all(built, self.tokenizer, slots, self.llm.context, self.room)
+        return prompts.render_all(built, self.tokenizer, slots, *self._limits)
 
     def _prompts(self, cell: Cell, group: Shots, width: int) -> list[Prompt]:
         size = self.plan.queries_per_prompt

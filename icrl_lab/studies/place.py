@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +28,18 @@ def refuse_foreign(path: Path) -> None:
 
 
 def refuse_unmakeable(path: Path) -> None:
-    """Where no folder can be made, looking at what is there already and making nothing."""
+    """Where no folder can be made, looking at what is there already and leaving nothing behind."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not there.is_dir():
         what = "a link to what is not there" if there.is_symlink() else "a file"
         raise StudyError(f"{path} cannot be made, {there} is {what}; choose another --out")
     if not os.access(there, os.W_OK | os.X_OK):
         raise StudyError(f"{path} cannot be made, nothing may be written in {there}; choose another --out")
+    if there != path:
+        try:  # a disk such as /proc says yes to everything, and makes nothing
+            os.rmdir(tempfile.mkdtemp(prefix=".icrl-lab-", dir=there))
+        except OSError as error:
+            raise StudyError(f"{path} cannot be made: {error.strerror}; choose another --out") from None
 
 
 def take_lock(path: Path) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from icrl_lab import stats
-from icrl_lab.errors import DataError, nearest
+from icrl_lab.errors import DataError, StudyError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,11 +91,15 @@ class StudyResult:
         One row a condition and metric, with the columns of `stats.differences`: `p` is that of one comparison, not corrected for
         others. Labels, shots and their selection are the same on both sides; so are text and order, where the other side has them
         (`other_with_text` says whether its prompts held the text).
-        A DataError for what the run has not.
+        A DataError for what the run has not, a StudyError for a comparison of something with itself.
         """
         import pandas as pd
 
         mine = self._rows(self.predictions, "arm", arm).query("control == @control")
+        if other is None and baseline is None and other_control in (None, control) and len(mine):
+            raise StudyError(
+                f"{arm!r} under {control!r} would be compared with itself; name another arm, baseline=... or other_control=..."
+            )
         if baseline is not None:
             if other is not None or other_control is not None:
                 raise DataError(
@@ -180,6 +184,8 @@ class StudyResult:
 
         if self.study is not None:
             return probe(question, self.study, **options)
+        if options.get("arm") is not None:
+            self._rows(self.predictions, "arm", options["arm"])  # a misspelt one is said first
         found = self.readings()
         if question not in found or options:
             has = ", ".join(found) or "none"
@@ -318,8 +324,8 @@ def open_run(path: str | os.PathLike, *, live: bool = False, progress: bool | No
 
 def _again(told: Mapping[str, Any], progress: bool | None) -> Study:
     """The study that a manifest tells of, loaded as its study file would."""
+    from icrl_lab.studies.loading import load
     from icrl_lab.studies.manifest import manifest
-    from icrl_lab.studies.run import load
     from icrl_lab.studies.spec import StudySpec
 
     if "task" not in told["study"]:

@@ -9,23 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from icrl_lab import answers
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build
-from icrl_lab.errors import IcrlError, ItemError, StudyError
+from icrl_lab.errors import IcrlError
 from icrl_lab.studies.cells import Cell, cells
-from icrl_lab.studies.checks import names_of
 from icrl_lab.studies.choice import Shots, stream
 from icrl_lab.studies.comparison import baseline_predictions
 from icrl_lab.studies.manifest import ended, items_table, manifest
 from icrl_lab.studies.material import Material
-from icrl_lab.studies.plan_checks import check, reads_text
-from icrl_lab.studies.sections import Arm, PlanSpec
+from icrl_lab.studies.sections import PlanSpec
 from icrl_lab.studies.spec import StudySpec, plan_of
 from icrl_lab.values import Rendered, Task, Vectors
 
@@ -328,77 +324,6 @@ class Study:
                     self.material.fitting.slot_maps(member, draw)
 
 
-def _nothing_by_chance(spec: StudySpec) -> None:
-    """Refuse hub names under which a folder lies where the user happens to be: it would be loaded in the hub's place."""
-    named = [("encoder", encoder.name) for encoder in (spec.encoder, *spec.encoder.also)]
-    for kind, name in [*named, ("llm", spec.llm.name)]:
-        if name and name not in names_of(kind) and not os.path.isabs(name) and os.path.isdir(name):
-            raise StudyError(
-                f"[{kind}] name = {name!r} is a hub name in this study file, and a folder of that name lies in {os.getcwd()}, "
-                "which would be loaded in its place; write the folder's path, or run this elsewhere"
-            )
-
-
-def load(spec: StudySpec, *, progress: bool | None = None) -> Study:
-    """The study of a study file: its task, its vectors and its model loaded."""
-    from icrl_lab.encoders import encode, repeat
-    from icrl_lab.models import load_llm
-    from icrl_lab.tasks import load_task
-
-    _nothing_by_chance(spec)
-    t = spec.task
-    given: dict[str, Any] = {
-        "units": t.units,
-        "property": t.property,
-        "text": t.text,
-        "target": t.target,
-        "label": t.label,
-        "id": t.id,
-    }
-    given = {k: v for k, v in given.items() if v} | dict(t.options)
-    if t.modality:
-        given["modality"] = t.modality
-    if t.split:
-        given["split"] = t.split
-    source: Any = t.name or Path(t.path or "")
-    task = load_task(source, on_bad=t.on_bad, query_fraction=t.query_fraction, seed=spec.study.split_seed, **given)
-    check(task, spec.study)
-    vectors = []
-    for e in (spec.encoder, *spec.encoder.also):
-        which = {"path": e.path} if e.path else {"name": e.name}
-        task, found = _taken(task, t.on_bad, partial(encode, progress=progress, **which, **e.options))
-        vectors.append(repeat(found, e.slots) if e.slots > 1 else found)
-    llm = load_llm(spec.llm.name, dtype=spec.llm.dtype, progress=progress)
-    if reads_text(spec.study):
-        task, _ = _taken(task, t.on_bad, partial(_fits, llm=llm))
-    return Study(task, vectors, llm, spec=spec)
-
-
-def _taken(task: Task, on_bad: str, use: Callable[[Task], Any]) -> tuple[Task, Any]:
-    """The task, and what `use` makes of it. Items that it cannot take are left out where that is asked for."""
-    while True:
-        try:
-            return task, use(task)
-        except ItemError as error:
-            if on_bad != "drop":
-                raise
-            for item, why in error.reasons.items():
-                task = task.without(item, "", why)
-
-
-def _fits(task: Task, llm: LLM) -> None:
-    """Raise the ItemError of all items whose own text is longer than what the model reads."""
-    from icrl_lab.prompts import too_long
-
-    remedy = 'leave the item out with on_bad = "drop", or its text with with_text = false'
-    refused = {}
-    for position, tokens in too_long(task.text or (), llm.tokenizer, llm.context).items():
-        name = task.ids[position]
-        refused[name] = f"the text of item {name!r} has {tokens} tokens, and {llm.name} reads {llm.context}; {remedy}"
-    if refused:
-        raise ItemError(*next(iter(refused.items())), refused)
-
-
 def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:
     """What these prompts are."""
     key = hashlib.blake2b(digest_size=16)
@@ -406,6 +331,3 @@ def _digest(prompts: Iterable[Rendered], more: str = "") -> bytes:
         key.update(len(symbols).to_bytes(8, "little") + symbols.tobytes())
     key.update(more.encode())
     return key.digest()
-
-
-__all__ = ["Arm", "Study", "load"]

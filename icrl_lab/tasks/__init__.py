@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ import numpy as np
 from icrl_lab.errors import DataError, StudyError, nearest
 from icrl_lab.tasks.bundled import TASKS, synthetic_truth
 from icrl_lab.tasks.layouts import LAYOUTS, MODALITIES, Columns, columns_of
-from icrl_lab.tasks.rows import Row, usable_rows
+from icrl_lab.tasks.rows import Row, number, usable_rows
 from icrl_lab.tasks.splits import SPLITS, split
 from icrl_lab.tasks.tables import SUFFIXES, Table, read_table
 from icrl_lab.values import Dropped, Task
 
 __all__ = ["LAYOUTS", "MODALITIES", "SPLITS", "SUFFIXES", "TASKS", "load_task", "split", "synthetic_truth"]
 
+CLASSES = 5  # numbers that a small table may have as classes, whatever their sizes
 _split = split  # the function; `load_task` has an argument of that name
 
 
@@ -71,6 +74,8 @@ def load_task(
     """
     if on_bad not in ("error", "drop"):
         raise StudyError(f"on_bad={on_bad!r} does not exist; {nearest(on_bad, ('error', 'drop'))}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise StudyError(f"seed must be a whole number of at least 0, not {seed!r}")
     if isinstance(source, str) and source in TASKS:
         given = {"text": text, "target": target, "label": label, "id": id, "modality": modality}
         wrong = next((k for k, v in given.items() if v is not None), None)
@@ -80,7 +85,8 @@ def load_task(
     else:
         made = read_table(_path(source))
         if options:
-            raise StudyError(f"load_task has no argument {next(iter(options))!r} for a table")
+            wrong = next(iter(options))
+            raise StudyError(f"load_task has no argument {wrong!r} for a table; {nearest(wrong, _arguments())}")
     if isinstance(made, Table):
         columns = columns_of(made, text, target, label, id, split, modality)
         rows, dropped = usable_rows(made, columns, on_bad)
@@ -97,9 +103,10 @@ def _bundled(name: str, seed: int, options: dict[str, Any]) -> Table | Task:
     accepted = set(inspect.signature(TASKS[name]).parameters)
     wrong = next((k for k in options if k not in accepted - {"seed"}), None)
     if wrong:
-        raise StudyError(
-            f"the bundled task {name!r} has no option {wrong!r}; {nearest(wrong, sorted(accepted - {'seed'}) or ['none'])}"
-        )
+        own = sorted(accepted - {"seed"})
+        hint = nearest(wrong, [*own, *_arguments()])
+        hint = hint if hint.startswith("did you mean") else f"valid: {', '.join(own) or 'none'}"
+        raise StudyError(f"the bundled task {name!r} has no option {wrong!r}; {hint}")
     given = {**options, **({"seed": seed} if "seed" in accepted else {})}
     try:
         return TASKS[name](**given)
@@ -108,6 +115,11 @@ def _bundled(name: str, seed: int, options: dict[str, Any]) -> Table | Task:
             raise
         told = ", ".join(f"{key} = {value!r}" for key, value in given.items())
         raise StudyError(f"the bundled task {name!r} cannot be made with {told}: {error}") from error
+
+
+def _arguments() -> list[str]:
+    """What `load_task` takes by name."""
+    return [name for name, p in inspect.signature(load_task).parameters.items() if p.kind is p.KEYWORD_ONLY]
 
 
 def _path(source: Any) -> Any:
@@ -132,6 +144,11 @@ def _task(table: Table, columns: Columns, rows: list[Row], dropped: list[Dropped
             f"{table.name}, column {what!r}: the {kind} is {next(iter(values))!r} in all {len(rows)} rows, so there is "
             f"nothing to predict; name another column{left}"
         )
+    if columns.label and _measured([r.label for r in rows]):
+        raise DataError(
+            f"{table.name}, column {what!r}: its {len(rows)} labels are {len(values)} different numbers, which look measured and not like "
+            f"classes; predict them as numbers with target = {what!r}, or write classes as words{left}"
+        )
     ids = f"ids: {columns.id or columns.text}"
     return Task(
         name=Path(table.name).stem,
@@ -149,6 +166,14 @@ def _task(table: Table, columns: Columns, rows: list[Row], dropped: list[Dropped
         dropped=tuple(dropped),
         source="; ".join(s for s in (table.source, columns.layout and f"layout {columns.layout}", ids) if s),
     )
+
+
+def _measured(labels: list[str]) -> bool:
+    """Whether labels are rather a measured quantity: numbers, nearly each of which is a class of its own."""
+    sizes = Counter(labels)
+    alone = sum(size == 1 for size in sizes.values())
+    many = len(sizes) > CLASSES and (2 * alone > len(sizes) or 2 * len(sizes) > len(labels))
+    return many and not any(number(label)[1] for label in sizes)
 
 
 def _options(labels: set[str]) -> tuple[str, ...]:

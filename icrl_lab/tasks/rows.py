@@ -49,6 +49,10 @@ def usable_rows(table: Table, columns: Columns, on_bad: str) -> tuple[list[Row],
     again, rows = _repeated_ids(table, columns, rows)
     mixed, rows = _mixed_labels(table, columns, rows)
     faults = sorted(faults + again + mixed, key=_number)
+    if columns.molecule and len(faults) == len(table) and all(fault.column == columns.text for fault in faults):
+        where = f"{table.name}, column {columns.text!r}: none of its {len(table)} rows holds a molecule"
+        remedy = "name the column of SMILES with text=..."
+        raise DataError(f"{where}, the first ({table.places[0]}) because {faults[0].reason}; {remedy}")
     if faults and on_bad == "error":
         first = faults[0]
         where = f"{table.name}, {table.places[_number(first)]}" + (f", column {first.column!r}" if first.column else "")
@@ -72,7 +76,8 @@ def number(cell: Any) -> tuple[float, str]:
         if not text:
             return math.nan, "the target is missing"
         if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", text):
-            return math.nan, f"{text!r} is not a number; write decimals with a point"
+            marks = "its comma may be a decimal mark (write a point) or stand between thousands (leave it out)"
+            return math.nan, f"{text!r} is not a number: {marks}"
         if not NUMBER.fullmatch(text):
             kind = "is not finite" if text.lower().strip("+-") in ("nan", "inf", "infinity") else "is not a number"
             return math.nan, f"the target {_short(text)} {kind}"

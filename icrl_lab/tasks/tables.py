@@ -23,6 +23,7 @@ log = logging.getLogger("icrl_lab")
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 SUFFIXES = (*DELIMITERS, ".parquet")
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 SIGNS = {  # what a file that is no text begins with, and what it then is
     b"PAR1": "a parquet file",
@@ -71,6 +72,8 @@ def read_table(source: Any) -> Table:
     except (OSError, ValueError) as error:
         raise DataError(f"{str(path)!r} cannot be read: {error}") from None
     suffix = path.suffix.lower()
+    if suffix in SHEETS:
+        raise DataError(f"{path} is a spreadsheet; export it as .csv")
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: a table must be named {', '.join(SUFFIXES)}, not {suffix or 'without a suffix'!r}")
     source = f"{path} (sha256 {hashlib.sha256(data).hexdigest()})"

@@ -65,6 +65,10 @@ def open_lab(folder: str | os.PathLike, *, browser: bool = True, port: int = 888
 def find_run(folder: str | os.PathLike) -> Path:
     """A run folder: `folder` itself, or the latest finished run in it. DataError where there is none."""
     folder = Path(folder)
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file, and a dashboard shows a finished run; give the folder that icrl-lab run made (its --out)"
+        )
     if (folder / "manifest.json").is_file():
         return folder
     runs = sorted(folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime)
