@@ -613,10 +613,10 @@ def test_labels_of_the_same_tokens_in_another_order_are_other_labels(name, pool,
     points = maps.label_rows({label: label for label in ids}, digits).values
     apart = np.linalg.norm(points[:, None] - points, axis=2) + 1e9 * np.eye(100)
     assert apart.min() > 0.1 * tokens.mean_norm
-    of = {item: f"{12 if row % 2 else 21}" for row, item in enumerate(pool.ids[:20])}
-    found = maps.apply(maps.fit(name, pool, digits, labels=of, alpha=1e-6), pool.take(pool.ids[:20])).values
+    of = {item: f"{12 if row % 2 else 21}" for row, item in enumerate(pool.ids[:8])}
+    found = maps.apply(maps.fit(name, pool, digits, labels=of, alpha=1e-6), pool.take(pool.ids[:8])).values
     want = points[[int(label) for label in of.values()]]
-    assert (np.linalg.norm(found - want, axis=1) < np.linalg.norm(found - want[[1, 0] * 10], axis=1)).all()
+    np.testing.assert_allclose(found, want, atol=1e-3)  # fewer items than dimensions: what they are labelled is met
 
 
 def test_pca_text_reads_back_as_the_pools_principal_components(pool):

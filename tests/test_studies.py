@@ -541,7 +541,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(task, vectors, llm):
 
 
 def test_items_that_are_refused_together_are_left_out_in_one_pass(task, llm):
-    from icrl_lab.studies.run import _fits, _taken
+    from icrl_lab.studies.loading import _fits, _taken
 
     fields = {k: getattr(task, k) for k in task.__dataclass_fields__}
     texts = tuple("ab " * 400 + t if i % 2 else t for i, t in enumerate(task.text))
