@@ -236,10 +236,10 @@ def test_out_of_memory_halves_the_pack_and_goes_on(llama, monkeypatch):
     engine = Engine(llama, branch=8, pack=60)
     real = engine._forward
 
-    def short(job, prefix, pack, commit=False):
+    def short(job, prefix, pack, *more, **named):
         if sum(map(len, pack)) > 20:
             raise torch.OutOfMemoryError("out of memory")
-        real(job, prefix, pack, commit)
+        real(job, prefix, pack, *more, **named)
 
     monkeypatch.setattr(engine, "_forward", short)
     assert np.abs(engine.run(many).logprobs - reference(llama, many)).max() < NEAR

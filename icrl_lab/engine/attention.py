@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from threading import local
+from threading import Lock, local
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 
 from icrl_lab.engine import kernels, rows
 from icrl_lab.engine.tree import Branch
+from icrl_lab.engine.workers import Turn
 from icrl_lab.errors import ModelError
 
 NAME = "icrl_cascade"
@@ -38,6 +39,7 @@ class PathBuffer:
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self._laid: dict[int, tuple[int, kernels.Laid]] = {}
+        self._laying = Lock()
 
     def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put (1, kv heads, n, head width) keys and values at positions start..start+n."""
@@ -49,17 +51,19 @@ class PathBuffer:
                     wider[:, :, :start] = store[layer][:, :, :start]
                 store[layer] = wider
             store[layer][:, :, start : start + new.shape[2]] = new
-        self._laid.pop(layer, None)
+        with self._laying:
+            self._laid.pop(layer, None)
 
     def read(self, layer: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of positions 0..stop, as views."""
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
     def laid(self, layer: int, stop: int) -> kernels.Laid:
-        """The same, laid out for oneDNN: once, while they stand."""
-        if layer not in self._laid or self._laid[layer][0] != stop:
-            self._laid[layer] = (stop, kernels.Laid(*self.read(layer, stop)))
-        return self._laid[layer][1]
+        """The same, laid out for oneDNN: once, while they stand, for all passes that read them at the same time."""
+        with self._laying:
+            if layer not in self._laid or self._laid[layer][0] != stop:
+                self._laid[layer] = (stop, kernels.Laid(*self.read(layer, stop)))
+            return self._laid[layer][1]
 
 
 class Layout:
@@ -142,6 +146,7 @@ class Pass:
 
     prefix    length of the shared prefix in `path`
     laid_out  attention to the prefix is computed by products, its keys and values laid out for them
+    turn      of this pass among others that run at the same time; None where it runs alone
     commit    write the pack's own keys and values into the path at `prefix` (the pack is then a single chain)
     asked     flat indices of tokens whose attention is kept; `columns`, prefix positions kept of it (None: all)
     kept      per layer (heads, asked, prefix columns + row length), filled as the layers run
@@ -159,6 +164,7 @@ class Pass:
     layout: Layout
     prefix: int
     laid_out: bool = False
+    turn: Turn | None = None
     commit: bool = False
     asked: torch.Tensor | None = None
     columns: torch.Tensor | None = None
@@ -228,8 +234,12 @@ def cascade(
             f"a {type(module).__name__} of block {layer} attends to {limit} tokens at most, which its model says in a mask alone that "
             f"is not read here; take prompts of at most {limit} tokens, or another model"
         )
+    if state.turn:
+        state.turn.enter(layer)
     if state.commit:
         state.path.write(layer, state.prefix, key, value)
+        if state.turn:
+            state.turn.leave(layer)
     out, lse = _own(state, layer, query, key, value, scale, window, cap)
     if state.prefix:
         some = state.read if layer == state.last else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class Keeper:
         self.kept_norms: dict[int, tuple[int, np.ndarray]] = {}
         self.kept_stream: dict[tuple[int, int], np.ndarray] = {}
         self.kept_outputs: dict[tuple[int, int], np.ndarray] = {}
+        self._keeping = Lock()
 
     def _places(self, number: int, what: str) -> list[int]:
         """Positions from the prompt's start."""
@@ -137,17 +139,18 @@ class Keeper:
         return marked
 
     def keep(self, state: Pass, marked: _Marked) -> None:
-        """Take what a pass has kept."""
-        if marked.stream:
-            stack = _stack(state.kept_stream[d] for d in self.depths)  # depths, tokens, d
-            for sequence, position, place in marked.stream:
-                self.kept_stream[sequence, position] = stack[:, place]
-        if marked.outputs:
-            stack = _stack(state.kept_outputs[layer] for layer in self.layers)
-            for sequence, position, place in marked.outputs:
-                self.kept_outputs[sequence, position] = stack[:, :, place]
-        if marked.rows:
-            self._keep_rows(state, marked)
+        """Take what a pass has kept, of one pass at a time."""
+        with self._keeping:
+            if marked.stream:
+                stack = _stack(state.kept_stream[d] for d in self.depths)  # depths, tokens, d
+                for sequence, position, place in marked.stream:
+                    self.kept_stream[sequence, position] = stack[:, place]
+            if marked.outputs:
+                stack = _stack(state.kept_outputs[layer] for layer in self.layers)
+                for sequence, position, place in marked.outputs:
+                    self.kept_outputs[sequence, position] = stack[:, :, place]
+            if marked.rows:
+                self._keep_rows(state, marked)
 
     def _keep_rows(self, state: Pass, marked: _Marked) -> None:
         """Lay the kept weights out over each prompt's own columns."""

@@ -77,7 +77,7 @@ class Continuation:
         branches = [chain(text, at, at + 1) for text, at in zip(self.texts, self.lengths)]
         layout = attention.Layout(branches, positions, before.layout.pad.device)
         own.step(layout)
-        self.state = attention.Pass(before.path, layout, before.prefix, before.laid_out, own=own)
+        self.state = attention.Pass(before.path, layout, before.prefix, before.laid_out, before.turn, own=own)
         self.new, self.rows = np.array([chosen[i] for i in going]), list(range(len(going)))
         self.lengths = [n + 1 for n in self.lengths]
 

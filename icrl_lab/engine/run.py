@@ -15,6 +15,7 @@ from icrl_lab.engine import attention, forward, generation, parts, products
 from icrl_lab.engine.capture import LIMIT, Keeper
 from icrl_lab.engine.edits import Edits
 from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
+from icrl_lab.engine.workers import Turn, Workers
 from icrl_lab.errors import DataError
 from icrl_lab.values import Capture, Rendered, Trace
 
@@ -27,6 +28,11 @@ BRANCH = 512
 # tokens a pack. On a CPU 1024 took 8 to 14 % less time than 512, 1280 another 6 to 8 % where branches are long, and 2048 the same;
 # a GPU wants the weights read rarely
 PACK = {"cpu": 1280, "cuda": 8192}
+# On a CPU passes run side by side, each on its share of the threads, where each has this many tokens. Against one after the other with all
+# threads: 1.05 to 1.2 times as fast at T = 512 and 1.1 to 1.2 at 2048 on two cores, more where something else runs beside it
+LEAST = 96
+# packs that are well asked at a time then: of three equal trees one thread would have two (a study: 1.14 against .97 with one pack)
+AHEAD = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +62,22 @@ class _Job:
     among: bool = False
     alone: bool = False  # whether the logits are those of `ids` and of no other token
     read: list[tuple[list[int], torch.Tensor]] = field(default_factory=list)  # sequences, and their rows on the device
-    computed: int = 0
+    passes: list[int] = field(default_factory=list)  # tokens of each
 
     @property
     def streams(self) -> bool:
         """Whether the residual stream has to be reached."""
         return self.edits.streams or (self.keeper is not None and self.keeper.streams)
 
+    @property
+    def computed(self) -> int:
+        return sum(self.passes)
+
 
 class Engine:
     """Runs prompts through one model.
 
-    pack       tokens computed together at most; None takes the device's default, less where memory is short
+    pack       tokens computed at a time at most; None takes the device's default, less where memory is short
     branch     largest subtree that is computed as one branch of a pack; one that shares no pack, the tree itself, only up to half
                of that: a longer stretch is kept for the next call
     limit      bytes that the capture of one call may keep
@@ -80,10 +90,17 @@ class Engine:
         self.branch = branch
         self.pack = pack or self._fitting_pack()
         self.limit = limit
+        threads = (llm.threads or torch.get_num_threads()) if self.device.type == "cpu" else 1
+        self.workers = Workers(threads) if threads > 1 else None
         self.path = attention.PathBuffer()
         self.held = np.zeros(0, np.int64)  # the symbols whose keys and values stand in the path
         self.laid_out = llm.measured.get("attention") == "products"
         self.computed = self.asked = 0  # over the engine's life
+
+    @property
+    def room(self) -> int:
+        """Tokens that are well asked in one call: where passes run side by side, enough for the last ones to end at about the same time."""
+        return self.pack * (AHEAD if self.workers else 1)
 
     # ------------------------------------------------------------------------------------ what is asked
 
@@ -110,11 +127,7 @@ class Engine:
         A prompt that is empty or longer than the model's context is a DataError, as is an edit that it cannot have and a
         capture that would keep more than `limit` bytes; an edit that did not fire is a RuntimeError.
         """
-        job = self._job(prompts, ids, capture)
-        job.among = among and ids is not None
-        with torch.inference_mode(), self._cascading(job.streams, job.ids if job.among else None) as job.alone:
-            for branches in self._walk(job, build(job.symbols)):
-                self._packs(job, branches)
+        job = self._with_room(lambda: self._ran(self._job(prompts, ids, capture, among=among)))
         job.edits.finish(prompts, job.symbols)
         rows = np.empty((len(prompts), job.read[0][1].shape[1]), np.float32)
         for sequences, values in job.read:
@@ -141,17 +154,9 @@ class Engine:
             raise DataError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         if any(prompt.edits for prompt in prompts):
             raise DataError("an edited prompt is scored, not continued; take decode = 'score'")
-        job = self._job(prompts, None, None, room=max_new_tokens)
         how = generation.Sampling(max_new_tokens, temperature, seed, frozenset(stop_ids))
         out: list[list[int]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: job.symbols[i].tolist())
-        with torch.inference_mode(), self._cascading():
-            while order:
-                group, share = generation.group(job.symbols, order)
-                order = order[len(group) :]
-                self._stretch(job, Node(0, share, group[0], group))
-                rest = [chain(i, share, len(job.symbols[i]), [i]) for i in group]
-                self._each(rest, partial(self._continue, job, share, out, how))
+        job = self._with_room(lambda: self._told(self._job(prompts, None, None, room=max_new_tokens), out, how))
         self.computed += job.computed
         self.asked += sum(len(p) + len(o) for p, o in zip(prompts, out))
         return out
@@ -172,7 +177,34 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ the walk
 
-    def _job(self, prompts, ids, capture, room: int = 0) -> _Job:
+    def _with_room(self, call: Callable[[], _Job]) -> _Job:
+        """Call it; where memory is short for passes side by side, again, and from here on one after the other."""
+        try:
+            return call()
+        except RuntimeError as error:
+            if self.workers is None or not _is_short(error):
+                raise
+            self.workers = None
+            return call()
+
+    def _ran(self, job: _Job) -> _Job:
+        with torch.inference_mode(), self._cascading(job.streams, job.ids if job.among else None) as job.alone:
+            for branches in self._walk(job, build(job.symbols)):
+                self._each(branches, partial(self._forward, job, int(branches[0].symbol_at[0, 1])))
+        return job
+
+    def _told(self, job: _Job, out: list[list[int]], how: generation.Sampling) -> _Job:
+        order = sorted(range(len(out)), key=lambda i: job.symbols[i].tolist())
+        with torch.inference_mode(), self._cascading():
+            while order:
+                group, share = generation.group(job.symbols, order)
+                order = order[len(group) :]
+                self._stretch(job, Node(0, share, group[0], group))
+                rest = [chain(i, share, len(job.symbols[i]), [i]) for i in group]
+                self._each(rest, partial(self._continue, job, share, out, how))
+        return job
+
+    def _job(self, prompts, ids, capture, room: int = 0, among: bool = False) -> _Job:
         if not prompts:
             raise DataError("no prompt to run")
         for number, prompt in enumerate(prompts):
@@ -194,7 +226,8 @@ class Engine:
             raise DataError(f"{len(captures)} captures for {len(prompts)} prompts; give one for all, or one a prompt")
         keeper = None if captures is None else Keeper(captures, [len(p) for p in prompts], self.llm, self.limit)
         wanted = None if ids is None else torch.as_tensor(list(ids), device=self.device)
-        return _Job(prompts, edits.symbols(prompts, all_symbols(prompts)), wanted, edits, keeper)
+        symbols = edits.symbols(prompts, all_symbols(prompts))
+        return _Job(prompts, symbols, wanted, edits, keeper, among and ids is not None)
 
     def _walk(self, job: _Job, node: Node) -> Iterator[list[Branch]]:
         """Depth first: compute a large node's own stretch, yield its small children as branches, descend into the large."""
@@ -216,39 +249,73 @@ class Engine:
         read = (job.keeper.inside(node) if job.keeper else []) + ([node.stop - 1] if node.ends else [])
         known = min([known, *read])  # what is read here must run, also when it stands on the path
         job.edits.held(path, node.sequence, known)
+        if known < len(self.held):
+            self._finish()  # what still reads the path that is left
         self.held = self.held[:known]
+        side_by_side, most = self._shares(node.stop - known)
         while known < node.stop:
-            stop = min(known + self.pack, node.stop)
+            stop = min(known + most, node.stop)
             ends = node.ends if stop == node.stop else []
-            try:
-                self._forward(job, known, [chain(node.sequence, known, stop, ends, node.members)], commit=True)
-            except RuntimeError as error:
-                self._halve(error, stop - known)
-                continue
+            pack = [chain(node.sequence, known, stop, ends, node.members)]
+            run = partial(self._forward, job, known, pack, commit=True)
+            if side_by_side > 1 and self.workers:
+                self.workers.start(run, at_a_time=side_by_side, writes=True)
+            else:
+                self._finish()
+                try:
+                    run(None)
+                except RuntimeError as error:
+                    self._halve(error, stop - known)
+                    most = self.pack
+                    continue
             known = stop
             self.held = path[:known]
 
-    def _packs(self, job: _Job, branches: list[Branch]) -> None:
-        prefix = int(branches[0].symbol_at[0, 1])
-        self._each(branches, partial(self._forward, job, prefix))
-
-    def _each(self, branches: list[Branch], run: Callable[[list[Branch]], None]) -> None:
-        """Run these branches pack by pack; after running out of memory, what is left in smaller ones."""
+    def _each(self, branches: list[Branch], run: Callable[[list[Branch], Turn | None], None]) -> None:
+        """Run these branches pack by pack, side by side where they are many; after running out of memory, what is left in smaller ones."""
+        side_by_side, most = self._shares(sum(map(len, branches)))
+        if side_by_side > 1 and self.workers:
+            packs = self._shared_out(branches, most)
+            for pack in packs:
+                self.workers.start(partial(run, pack), at_a_time=min(side_by_side, len(packs)))
+            return
+        self._finish()
         queue = self._chunks(branches)
         while queue:
             pack = queue.pop(0)
             try:
-                run(pack)
+                run(pack, None)
             except RuntimeError as error:
                 self._halve(error, sum(map(len, pack)), len(pack))
                 queue = self._chunks([b for p in [pack, *queue] for b in p])
 
+    def _finish(self) -> None:
+        """Wait for the passes that run beside this thread."""
+        if self.workers:
+            self.workers.finish()
+
+    def _shares(self, tokens: int) -> tuple[int, int]:
+        """How many passes over these tokens run side by side, and of how many tokens: even ones, in as few rounds as there can be."""
+        side_by_side = min(self.workers.threads, tokens // LEAST) if self.workers else 1
+        if side_by_side < 2:
+            return 1, self.pack
+        return side_by_side, -(-tokens // (side_by_side * -(-tokens // self.pack)))
+
+    def _shared_out(self, branches: list[Branch], most: int) -> list[list[Branch]]:
+        """Packs of about equal lengths, of `most` tokens each give or take half a branch. Chains are packed apart from trees: one tree
+        among them would give all of them its dense mask, at its length."""
+        packs: dict[tuple[bool, int], list[Branch]] = {}
+        before = 0
+        for branch in _by_length(branches):
+            packs.setdefault((branch.is_chain, int((before + len(branch) / 2) / most)), []).append(branch)
+            before += len(branch)
+        return list(packs.values())
+
     def _chunks(self, branches: list[Branch]) -> list[list[Branch]]:
-        """Packs of about equal lengths, at most `self.pack` tokens each (a longer branch stands alone). Chains are packed apart
-        from trees: one tree among them would give all of them its dense mask, at its length."""
+        """The same, of at most `self.pack` tokens each (a longer branch stands alone)."""
         packs: list[list[Branch]] = []
         tokens = 0
-        for branch in sorted(branches, key=lambda b: (not b.is_chain, len(b))):
+        for branch in _by_length(branches):
             if not packs or tokens + len(branch) > self.pack or branch.is_chain != packs[-1][-1].is_chain:
                 packs.append([])
                 tokens = 0
@@ -258,8 +325,7 @@ class Engine:
 
     def _halve(self, error: RuntimeError, tokens: int, branches: int = 2) -> None:
         """After running out of memory: smaller packs from here on. Any other error, or nothing left to halve, is raised."""
-        short = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not short or branches < 2 or tokens < 2:
+        if not _is_short(error) or branches < 2 or tokens < 2:
             raise error
         self.pack = max(1, tokens // 2)
         if self.device.type == "cuda":
@@ -279,17 +345,23 @@ class Engine:
 
     @contextmanager
     def _cascading(self, streams: bool = False, ids: torch.Tensor | None = None) -> Iterator[bool]:
-        """The model with our attention function; a pass cut short may leave half a stretch, which is then forgotten."""
-        try:
-            with forward.cascading(self.llm, streams, ids) as alone:
+        """The model with our attention function, until all passes have ended; one cut short may leave half a stretch, which is then
+        forgotten."""
+        with forward.cascading(self.llm, streams, ids) as alone:
+            try:
                 yield alone
-        except BaseException:
-            self.held = self.held[:0]
-            raise
+                self._finish()
+            except BaseException:
+                if self.workers:
+                    self.workers.stop()
+                self.held = self.held[:0]
+                raise
 
-    def _forward(self, job: _Job, prefix: int, pack: list[Branch], commit: bool = False) -> None:
+    def _forward(
+        self, job: _Job, prefix: int, pack: list[Branch], turn: Turn | None = None, *, commit: bool = False
+    ) -> None:
         """Run a pack behind `prefix` tokens of the path, and read and keep what was asked of it."""
-        state, where = self._pass(prefix, pack, commit)
+        state, where = self._pass(prefix, pack, turn, commit)
         starts = np.cumsum([0, *(len(b) for b in pack[:-1])])
         ends = [(s, int(at + start)) for b, start in zip(pack, starts) for s, at in b.ends]
         changes = job.edits.prepare(state, pack, job.symbols) if job.edits else 0
@@ -297,7 +369,7 @@ class Engine:
         logits = self._logits(job, state, where, [at for _, at in ends])
         if state.applied != changes:
             raise RuntimeError(f"{changes} rows were to be edited and {state.applied} were")
-        job.computed += len(where)
+        job.passes.append(len(where))
         if ends:
             found = (
                 logits.float().log_softmax(-1) if job.alone else forward.log_probabilities(logits, job.ids, job.among)
@@ -307,20 +379,38 @@ class Engine:
             job.keeper.keep(state, marked)
 
     def _continue(
-        self, job: _Job, prefix: int, out: list[list[int]], how: generation.Sampling, pack: list[Branch]
+        self,
+        job: _Job,
+        prefix: int,
+        out: list[list[int]],
+        how: generation.Sampling,
+        pack: list[Branch],
+        turn: Turn | None,
     ) -> None:
         """Extend every branch of a pack token by token."""
-        texts = generation.Continuation(pack, self._pass(prefix, pack)[0], out, how)
+        texts = generation.Continuation(pack, self._pass(prefix, pack, turn)[0], out, how)
         while texts.going:
             logits = self._logits(job, texts.state, texts.where, texts.rows, texts.new)
-            job.computed += texts.tokens
+            job.passes.append(texts.tokens)
             texts.take(logits)
 
-    def _pass(self, prefix: int, pack: list[Branch], commit: bool = False) -> tuple[attention.Pass, np.ndarray]:
+    def _pass(
+        self, prefix: int, pack: list[Branch], turn: Turn | None, commit: bool = False
+    ) -> tuple[attention.Pass, np.ndarray]:
         """What the cascade needs to know of a pack, and (tokens, 2) the sequence and position at which each token is read."""
         where = np.concatenate([b.symbol_at for b in pack])
         layout = attention.Layout(pack, where[:, 1].copy(), self.device)
-        return attention.Pass(self.path, layout, prefix, self.laid_out, commit=commit), where
+        return attention.Pass(self.path, layout, prefix, self.laid_out, turn, commit), where
 
     def _logits(self, job: _Job, state, where, rows, new=None) -> torch.Tensor:
         return forward.logits(self.llm, job.prompts, state, where, rows, new, narrow=not job.edits)
+
+
+def _by_length(branches: list[Branch]) -> list[Branch]:
+    """Chains, then trees, each from the shortest to the longest."""
+    return sorted(branches, key=lambda b: (not b.is_chain, len(b)))
+
+
+def _is_short(error: RuntimeError) -> bool:
+    """Whether memory was not enough."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

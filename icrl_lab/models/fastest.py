@@ -18,8 +18,8 @@ LOOKS, PAUSE = 3, 0.5  # times that one thread has to be ahead of several, and s
 def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]]:
     """Threads that make a product of this model's size fastest, and the faster ways to compute products and attention.
 
-    Products, in float32 and in bfloat16, are those of 256 tokens with one layer's up-projection; attention is that of as
-    many tokens in every head to 2048 keys.
+    Products, in float32 and in bfloat16, are those of 256 tokens with one layer's projection up and with the one down; attention
+    is that of as many tokens in every head to 2048 keys. Ways are compared on one thread, as most passes have one each.
 
     Returns the threads and {"tokens/s": by dtype, "products": way by dtype, "attention": way, "seconds by threads": ...}.
     """
@@ -33,8 +33,13 @@ def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]
     before = torch.get_num_threads()
 
     def multiply(ways: Sequence[str], dtype: Any) -> dict[str, Callable[[], Any]]:
-        x, w = torch.randn(256, hidden, dtype=dtype), torch.randn(inner, hidden, dtype=dtype)
-        return {way: partial(products.product(w, way), x) for way in ways}
+        x, up, down = (torch.randn(*shape, dtype=dtype) for shape in ((256, hidden), (inner, hidden), (hidden, inner)))
+
+        def both(way: str) -> Callable[[], Any]:
+            rise, fall = products.product(up, way), products.product(down, way)
+            return lambda: fall(rise(x))
+
+        return {way: both(way) for way in ways}
 
     def attend() -> dict[str, Callable[[], Any]]:
         heads = config.num_attention_heads
@@ -57,21 +62,23 @@ def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]
         plain = multiply(("torch",), torch.float32)["torch"]
         by_threads = _by_threads({n: partial(with_threads, n, plain) for n in counts})
         best = min(by_threads, key=by_threads.__getitem__)
-        torch.set_num_threads(best)
         rate, chosen = {}, {}
         for dtype in (torch.float32, torch.bfloat16):
             name = str(dtype).removeprefix("torch.")
-            took = _seconds(multiply(products.possible(dtype), dtype))
-            chosen[name] = _worth(took)
-            rate[name] = round(256 * hidden * inner / took[chosen[name]] / parameters, 1)
+            calls = multiply(products.possible(dtype), dtype)
+            torch.set_num_threads(1)
+            chosen[name] = way = _worth(_seconds(calls))
+            torch.set_num_threads(best)
+            rate[name] = round(2 * 256 * hidden * inner / _seconds({way: calls[way]})[way] / parameters, 1)
+        torch.set_num_threads(1)
         # keys and values are laid out as weights are; whether that is worth it is another question with another answer
-        attention = _worth(_seconds(attend(), times=1)) if "oneDNN" in products.possible(torch.float32) else "flash"
+        attention = _worth(_seconds(attend())) if "oneDNN" in products.possible(torch.float32) else "flash"
     finally:
         torch.set_num_threads(before)
     return best, {"tokens/s": rate, "products": chosen, "attention": attention, "seconds by threads": by_threads}
 
 
-def _seconds(calls: Mapping[Any, Callable[[], Any]], rounds: int = 6, times: int = 4) -> dict[Any, float]:
+def _seconds(calls: Mapping[Any, Callable[[], Any]], rounds: int = 6, times: int = 1) -> dict[Any, float]:
     """What each call takes. They are timed in turn, each after a call that wakes it, and the least of the rounds is taken: a
     neighbour's burst slows one round, not one candidate."""
     took: dict[Any, list[float]] = {key: [] for key in calls}

@@ -158,10 +158,10 @@ class Study:
             yield cell, self.compute(cell)
 
     def _ask_ahead(self, key: bytes, rendered: list[Rendered], cell: Cell, draw: int) -> None:
-        """Score these prompts, and with them those of the next draws and cells of the seed for which the engine's pack has room.
+        """Score these prompts, and with them those of the next draws and cells of the seed for which the engine has room.
         A matrix product of few rows leaves half of a CPU idle, and answers do not depend on the company they are asked in."""
         start, engine = time.perf_counter(), self.engine
-        room = engine.pack - build(all_symbols(rendered)).size
+        room = engine.room - build(all_symbols(rendered)).size
         new = {key: rendered}
         coming = [(cell, later) for later in range(draw + 1, cell.arm.draws)]
         coming += [(m, d) for c in self._coming if c.seed == cell.seed for m in c.members for d in range(m.arm.draws)]
