@@ -43,7 +43,8 @@ def test_a_burst_of_a_neighbour_chooses_no_number_of_threads(llama, monkeypatch,
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     chosen, measured = fastest.measure(llama.model, None)
-    assert chosen == best and measured["seconds by threads"] == pytest.approx(cost)
+    each = {n: seconds / 2 for n, seconds in measured["seconds by threads"].items()}  # up, and down
+    assert chosen == best and each == pytest.approx(cost)
     assert fastest.measure(llama.model, 2)[0] == 2  # who says how many gets as many
 
 
