@@ -29,7 +29,7 @@ BRANCH = 512
 # a GPU wants the weights read rarely
 PACK = {"cpu": 1280, "cuda": 8192}
 # On a CPU passes run side by side, each on its share of the threads, where each has this many tokens. Against one after the other with all
-# threads: 1.05 to 1.2 times as fast at T = 512 and 1.1 to 1.2 at 2048 on two cores, more where something else runs beside it
+# threads: 1.03 to 1.08 times as fast at T = 512 and 1.14 to 1.19 at 2048 on two cores with AVX2, prefix ready
 LEAST = 96
 # packs that are well asked at a time then: of three equal trees one thread would have two (a study: 1.14 against .97 with one pack)
 AHEAD = 4
