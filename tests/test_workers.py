@@ -9,6 +9,7 @@ import torch
 
 from icrl_lab.engine import Engine, run, workers
 from icrl_lab.engine.tree import build, chain, symbols
+from icrl_lab.models import fastest
 from icrl_lab.values import Capture, Cut, Patch, Rendered
 from tests.conftest import tiny_llm
 from tests.test_engine import prompts, reference, short_of_memory
@@ -99,7 +100,7 @@ def test_a_chunk_follows_the_chunk_before_it_from_block_to_block(llama, beside, 
 
     def write(self, layer, start, key, value):
         if start == 0:
-            time.sleep(0.05)
+            time.sleep(0.3)  # longer than the second takes in a block, on a busy machine, too
         real(self, layer, start, key, value)
         with lock:
             seen.append((layer, start))
@@ -293,3 +294,26 @@ def test_a_turn_waits_for_what_is_written_and_no_longer():
     with pytest.raises(workers.GivenUp):
         second.enter(0)
     thread.join()
+
+
+def test_more_is_asked_at_a_time_where_passes_run_side_by_side(llama, beside):
+    """Three trees that are asked together are two for one thread and one for the other; twelve are six each."""
+    one, two = beside(llama, 1), beside(llama, 2)
+    assert one.room == one.pack and two.room >= 4 * two.pack
+    two.workers = None  # memory was short
+    assert two.room == two.pack
+
+
+def test_ways_of_products_and_attention_are_compared_on_one_thread(llama, monkeypatch):
+    seen = []
+
+    def seconds(calls):
+        seen.append((tuple(calls), torch.get_num_threads()))
+        return dict.fromkeys(calls, 1.0)
+
+    monkeypatch.setattr(fastest, "_seconds", seconds)
+    before = torch.get_num_threads()
+    fastest.measure(llama.model, 3)
+    compared = [threads for ways, threads in seen if len(ways) > 1]
+    assert len(compared) >= 2 and set(compared) == {1} and torch.get_num_threads() == before
+    assert 3 in {threads for ways, threads in seen if len(ways) == 1}  # and what they do together, on all
