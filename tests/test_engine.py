@@ -6,8 +6,8 @@ import torch
 
 from icrl_lab.engine import Engine, attention, parts, products
 from icrl_lab.engine.gradients import gradient
+from icrl_lab.engine.packs import PACK
 from icrl_lab.engine.proof import plain
-from icrl_lab.engine.run import PACK
 from icrl_lab.engine.tree import Branch, all_symbols, build, flatten, shared_length, symbols
 from icrl_lab.errors import DataError, ModelError
 from icrl_lab.models import wrap

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_lab.engine import Engine, run, workers
+from icrl_lab.engine import Engine, attention, packs, workers
 from icrl_lab.engine.tree import build, chain, symbols
 from icrl_lab.models import fastest
 from icrl_lab.values import Capture, Cut, Patch, Rendered
@@ -21,7 +21,7 @@ EVERYTHING = dict(rows=(-1, 7), hidden=(3, -1), outputs=(7, 40), norms=True)
 @pytest.fixture
 def beside(monkeypatch):
     """Engines of this model with passes side by side, of two tokens or more; or `alone`."""
-    monkeypatch.setattr(run, "LEAST", 2)
+    monkeypatch.setattr(packs, "LEAST", 2)
 
     def make(llm, threads=3, **more):
         monkeypatch.setattr(llm, "threads", threads)
@@ -96,7 +96,7 @@ def test_queries_are_isolated_bitwise_whoever_runs_beside_them(tiny, beside):
 def test_a_chunk_follows_the_chunk_before_it_from_block_to_block(llama, beside, monkeypatch):
     """The first is slow, and nobody reads what it has not written; the second does not wait for the end of the first."""
     seen, lock = [], threading.Lock()
-    real = run.attention.PathBuffer.write
+    real = attention.PathBuffer.write
 
     def write(self, layer, start, key, value):
         if start == 0:
@@ -105,7 +105,7 @@ def test_a_chunk_follows_the_chunk_before_it_from_block_to_block(llama, beside, 
         with lock:
             seen.append((layer, start))
 
-    monkeypatch.setattr(run.attention.PathBuffer, "write", write)
+    monkeypatch.setattr(attention.PathBuffer, "write", write)
     many = prompts(llama, seed=2, prefix=60, deep=False)
     assert np.abs(beside(llama, 2, branch=16).run(many).logprobs - reference(llama, many)).max() < NEAR
     of = {place: i for i, place in enumerate(seen)}
@@ -173,7 +173,7 @@ def test_where_memory_is_short_for_two_passes_one_runs_after_the_other(tiny, bes
 
     engine._logits = short
     assert np.abs(asked(engine) - whole).max() < NEAR
-    assert most[0] == 2 and engine.workers is None and engine.pack == run.PACK["cpu"]
+    assert most[0] == 2 and engine.workers is None and engine.pack == packs.PACK["cpu"]
 
 
 def test_an_interrupt_ends_what_runs_before_it_is_passed_on(llama, beside, monkeypatch):
@@ -245,14 +245,14 @@ def test_passes_are_even_and_hold_each_branch_once(llama, beside, lengths, trees
         branch.parent[left] = 0
         branches.append(branch)
     total, longest = sum(map(len, branches)), max(map(len, branches))
-    at_a_time, most = engine._shares(total)
-    packs = engine._shared_out(branches, most)
+    at_a_time, most = packs.shares(total, engine.pack, engine.threads)
+    found = packs.even(branches, most)
     assert at_a_time == threads and at_a_time * most <= engine.pack + at_a_time
-    assert sorted(id(b) for p in packs for b in p) == sorted(map(id, branches))
-    assert all(len({b.is_chain for b in p}) == 1 and sum(map(len, p)) <= most + longest for p in packs)
+    assert sorted(id(b) for p in found for b in p) == sorted(map(id, branches))
+    assert all(len({b.is_chain for b in p}) == 1 and sum(map(len, p)) <= most + longest for p in found)
     rounds = -(-total // engine.pack)
-    assert len({b.is_chain for b in branches}) > 1 or len(packs) <= threads * rounds
-    assert engine._shares(3) == (1, engine.pack)  # too few for two
+    assert len({b.is_chain for b in branches}) > 1 or len(found) <= threads * rounds
+    assert packs.shares(3, engine.pack, threads) == (1, engine.pack)  # too few for two
 
 
 def test_what_one_waits_for_has_begun_also_when_models_share_the_threads(beside):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from icrl_lab.engine import attention, forward, generation, parts, products
+from icrl_lab.engine import attention, forward, generation, packs, parts
 from icrl_lab.engine.capture import LIMIT, Keeper
 from icrl_lab.engine.edits import Edits
 from icrl_lab.engine.tree import Branch, Node, all_symbols, build, chain, flatten, shared_length
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 # a subtree of at most this many tokens is one branch of a pack, with a dense mask of its own. A stretch and a pack of what follows
 # took 1.6 (288 tokens), 1.3 (490), 1.1 (580) and 1.0 (830) times as long on a CPU, and a GPU has the fewer passes to launch too
 BRANCH = 512
-# tokens a pack. On a CPU 1024 took 8 to 14 % less time than 512, 1280 another 6 to 8 % where branches are long, and 2048 the same;
-# a GPU wants the weights read rarely
-PACK = {"cpu": 1280, "cuda": 8192}
-# On a CPU passes run side by side, each on its share of the threads, where each has this many tokens. Against one after the other with all
-# threads: 1.03 to 1.08 times as fast at T = 512 and 1.14 to 1.19 at 2048 on two cores with AVX2, prefix ready
-LEAST = 96
-# packs that are well asked at a time then: of three equal trees one thread would have two (a study: 1.14 against .97 with one pack)
+# packs that are well asked at a time where passes run side by side: of three equal trees one thread would have two (a study: 1.14
+# times as fast, .97 with one pack)
 AHEAD = 4
 
 
@@ -88,7 +83,7 @@ class Engine:
         self.model = llm.model
         self.device = next(llm.model.parameters()).device
         self.branch = branch
-        self.pack = pack or self._fitting_pack()
+        self.pack = pack or packs.fitting(llm, self.device)
         self.limit = limit
         threads = (llm.threads or torch.get_num_threads()) if self.device.type == "cpu" else 1
         self.workers = Workers(threads) if threads > 1 else None
@@ -101,6 +96,11 @@ class Engine:
     def room(self) -> int:
         """Tokens that are well asked in one call: where passes run side by side, enough for the last ones to end at about the same time."""
         return self.pack * (AHEAD if self.workers else 1)
+
+    @property
+    def threads(self) -> int:
+        """How many passes may run side by side."""
+        return self.workers.threads if self.workers else 1
 
     # ------------------------------------------------------------------------------------ what is asked
 
@@ -252,7 +252,7 @@ class Engine:
         if known < len(self.held):
             self._finish()  # what still reads the path that is left
         self.held = self.held[:known]
-        side_by_side, most = self._shares(node.stop - known)
+        side_by_side, most = packs.shares(node.stop - known, self.pack, self.threads)
         while known < node.stop:
             stop = min(known + most, node.stop)
             ends = node.ends if stop == node.stop else []
@@ -273,55 +273,26 @@ class Engine:
 
     def _each(self, branches: list[Branch], run: Callable[[list[Branch], Turn | None], None]) -> None:
         """Run these branches pack by pack, side by side where they are many; after running out of memory, what is left in smaller ones."""
-        side_by_side, most = self._shares(sum(map(len, branches)))
+        side_by_side, tokens = packs.shares(sum(map(len, branches)), self.pack, self.threads)
         if side_by_side > 1 and self.workers:
-            packs = self._shared_out(branches, most)
-            for pack in packs:
-                self.workers.start(partial(run, pack), at_a_time=min(side_by_side, len(packs)))
+            beside = packs.even(branches, tokens)
+            for pack in beside:
+                self.workers.start(partial(run, pack), at_a_time=min(side_by_side, len(beside)))
             return
         self._finish()
-        queue = self._chunks(branches)
+        queue = packs.full(branches, self.pack)
         while queue:
             pack = queue.pop(0)
             try:
                 run(pack, None)
             except RuntimeError as error:
                 self._halve(error, sum(map(len, pack)), len(pack))
-                queue = self._chunks([b for p in [pack, *queue] for b in p])
+                queue = packs.full([b for p in [pack, *queue] for b in p], self.pack)
 
     def _finish(self) -> None:
         """Wait for the passes that run beside this thread."""
         if self.workers:
             self.workers.finish()
-
-    def _shares(self, tokens: int) -> tuple[int, int]:
-        """How many passes over these tokens run side by side, and of how many tokens: even ones, in as few rounds as there can be."""
-        side_by_side = min(self.workers.threads, tokens // LEAST) if self.workers else 1
-        if side_by_side < 2:
-            return 1, self.pack
-        return side_by_side, -(-tokens // (side_by_side * -(-tokens // self.pack)))
-
-    def _shared_out(self, branches: list[Branch], most: int) -> list[list[Branch]]:
-        """Packs of about equal lengths, of `most` tokens each give or take half a branch. Chains are packed apart from trees: one tree
-        among them would give all of them its dense mask, at its length."""
-        packs: dict[tuple[bool, int], list[Branch]] = {}
-        before = 0
-        for branch in _by_length(branches):
-            packs.setdefault((branch.is_chain, int((before + len(branch) / 2) / most)), []).append(branch)
-            before += len(branch)
-        return list(packs.values())
-
-    def _chunks(self, branches: list[Branch]) -> list[list[Branch]]:
-        """The same, of at most `self.pack` tokens each (a longer branch stands alone)."""
-        packs: list[list[Branch]] = []
-        tokens = 0
-        for branch in _by_length(branches):
-            if not packs or tokens + len(branch) > self.pack or branch.is_chain != packs[-1][-1].is_chain:
-                packs.append([])
-                tokens = 0
-            packs[-1].append(branch)
-            tokens += len(branch)
-        return packs
 
     def _halve(self, error: RuntimeError, tokens: int, branches: int = 2) -> None:
         """After running out of memory: smaller packs from here on. Any other error, or nothing left to halve, is raised."""
@@ -330,16 +301,6 @@ class Engine:
         self.pack = max(1, tokens // 2)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _fitting_pack(self) -> int:
-        """Tokens a pack by a memory estimate: activations, and float32 logits for a row of each token, within a tenth of the memory
-        that is free (at most 1 GB of a machine's own)."""
-        config = self.llm.model.config.get_text_config()
-        wide = 10 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-        token = wide * self.model.dtype.itemsize + config.vocab_size * (4 + self.model.dtype.itemsize)
-        cuda = self.device.type == "cuda"
-        free = 0.1 * torch.cuda.mem_get_info(self.device)[0] if cuda else min(1e9, 0.1 * products.free())
-        return int(max(32, min(PACK.get(self.device.type, 512), free // token)))
 
     # ------------------------------------------------------------------------------------ one pass
 
@@ -404,11 +365,6 @@ class Engine:
 
     def _logits(self, job: _Job, state, where, rows, new=None) -> torch.Tensor:
         return forward.logits(self.llm, job.prompts, state, where, rows, new, narrow=not job.edits)
-
-
-def _by_length(branches: list[Branch]) -> list[Branch]:
-    """Chains, then trees, each from the shortest to the longest."""
-    return sorted(branches, key=lambda b: (not b.is_chain, len(b)))
 
 
 def _is_short(error: RuntimeError) -> bool:
