@@ -14,7 +14,7 @@ import torch
 from icrl_lab import bench
 from icrl_lab.bench import attention, cases, geometry, limits, lookers, patching, peers, render, rows, ways
 from icrl_lab.bench.costs import Costs
-from icrl_lab.bench.measure import Meter, Sample
+from icrl_lab.bench.measure import Meter, Sample, product_rate
 from icrl_lab.bench.peer import TURN
 from icrl_lab.engine import Engine
 from icrl_lab.engine.tree import all_symbols, build, symbols
@@ -257,6 +257,34 @@ def test_rows_of_the_result(result):
     assert next(r for r in rows_ if r["method"] == rows.FULL)["difference"] == 0
     assert any(r["dtype"] == "bfloat16" for r in rows_)
     assert all(r["ms"] * r["queries/s"] == pytest.approx(1000) for r in rows_)
+
+
+def test_a_share_is_of_the_rate_of_products_measured_in_turn_with_the_rows(llm, result, monkeypatch):
+    """The machine's rate changes from round to round: the median counts, and it is taken once a round."""
+    rates = iter([(1e9, 5e8), (7e9, 3e9), (3e9, 2e9)])
+    monkeypatch.setattr(cases, "product_rate", lambda model, meter: next(rates))
+    plan = cases.Plan.of(geometry.GEOMETRIES["tiny"], "cpu", True, 0)
+    assert plan.rounds == 3
+    found = cases.case([llm], plan, *plan.cases[0], cases.Bar(False))
+    assert found["product rate"] == {"float32": {"wall GFLOP/s": 3.0, "CPU GFLOP/s": 2.0}} and not list(rates)
+    c = Costs.of(llm.model.config)
+    for row in found["rows"]:
+        work = cases.operations(row["method"], c, *plan.cases[0], row["queries"])
+        assert row["share"] == pytest.approx(work / (row["CPU s"] * row["queries"]) / 2e9)
+    text = bench.table({**result, "cases": [found]})
+    assert "matrix products: float32 3 GFLOP/s, 2 a CPU second" in text
+
+
+def test_the_rate_of_products_is_what_was_multiplied_over_what_it_took(llm):
+    """Twenty products of 512 tokens with one projection up, by a meter that says how long they took."""
+
+    class Clock(Meter):
+        def __call__(self, call):
+            return Sample(2.0, 4.0, math.nan, call())
+
+    config = llm.model.config
+    wall, cpu = product_rate(llm, Clock("cpu"))
+    assert wall == 2 * cpu == 20 * 512 * config.hidden_size * config.intermediate_size
 
 
 def test_what_cannot_be_measured_is_refused():

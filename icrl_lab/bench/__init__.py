@@ -66,9 +66,8 @@ def run(
     if device == "cpu" and dtype == "float32":
         models.append(geometries.cast(llm, "bfloat16"))
     with cases.threads(llm):
-        rates = [measure.product_rate(m, measure.Meter(device)) for m in models]
-        measured = [cases.case(models, rates, plan, *shape_case, bar) for shape_case in plan.cases]
-        looks = [_look(models, rates, plan, *shape_case, bar) for shape_case in plan.cases]
+        measured = [cases.case(models, plan, *shape_case, bar) for shape_case in plan.cases]
+        looks = [_look(models, case["product rate"], plan, *at, bar) for case, at in zip(measured, plan.cases)]
         trees = cases.trees(llm, plan, bar)
         accuracy = exact.exactness(llm, plan, bar)
     scoring, looking = ({n: p for n, p in (peers or {}).items() if n in kind} for kind in (others.NAMES, others.INSIDE))
@@ -85,9 +84,6 @@ def run(
         "threads": llm.threads,
         "weights": "random" if llm.name == geometry else llm.name,
         "machine": measure.machine(device),
-        "product rate": {
-            m.dtype: {"wall GFLOP/s": wall / 1e9, "CPU GFLOP/s": cpu / 1e9} for m, (wall, cpu) in zip(models, rates)
-        },
         "cases": measured,
         "inside": looks,
         "trees": trees,
@@ -96,12 +92,13 @@ def run(
 
 
 def _look(
-    models: Sequence[LLM], rates: Sequence[tuple[float, float]], plan: Plan, prefix: int, suffix: int, bar: Bar
+    models: Sequence[LLM], rates: Mapping[str, Mapping[str, float]], plan: Plan, prefix: int, suffix: int, bar: Bar
 ) -> dict[str, Any]:
     """What looking inside costs at one prefix and suffix: rows, limits and notes under one title."""
     from icrl_lab.bench import attention, patching
 
-    fast = [model for model, rate in zip(models, rates) if rate[0] >= rates[0][0] / 2]
+    rate = {dtype: found["wall GFLOP/s"] for dtype, found in rates.items()}
+    fast = [model for model in models if rate[model.dtype] >= rate[models[0].dtype] / 2]
     parts = [
         attention.attention(fast, plan, prefix, suffix, bar),
         patching.patching(models[0], plan, prefix, suffix, bar),

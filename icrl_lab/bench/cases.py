@@ -13,7 +13,7 @@ import numpy as np
 from icrl_lab.bench.costs import Costs
 from icrl_lab.bench.geometry import Geometry, Workload, leave_one_out, orders, workload
 from icrl_lab.bench.limits import limits
-from icrl_lab.bench.measure import Meter, Sample
+from icrl_lab.bench.measure import Meter, Sample, product_rate
 from icrl_lab.bench.rows import FULL, NEW, OURS, PROMPT_QUERIES, ROWS, Row, expansion
 
 if TYPE_CHECKING:
@@ -156,10 +156,9 @@ class Measured:
         return (0 if self.ready else before) / self.queries + after / self.a_round
 
 
-def case(
-    models: Sequence[LLM], rates: Sequence[tuple[float, float]], plan: Plan, prefix: int, suffix: int, bar: Bar
-) -> dict[str, Any]:
-    """All rows at one prefix and suffix. The first model runs every row, the others ours alone."""
+def case(models: Sequence[LLM], plan: Plan, prefix: int, suffix: int, bar: Bar) -> dict[str, Any]:
+    """All rows at one prefix and suffix, and the rate of matrix products beside them: a machine that others share has fast and slow
+    minutes. The first model runs every row, the others ours alone."""
     llm = models[0]
     work = workload(llm, prefix, suffix, max(plan.queries), plan.seed)
     meter = Meter(plan.device)
@@ -170,14 +169,18 @@ def case(
     runs += [Measured(mine, other, few, few) for other in models[1:]]
     for other in models:
         mine.queries(other, work, None, range(min(4, few)))  # warm: kernels chosen, memory mapped
+    rates: dict[str, list[tuple[float, float]]] = {m.dtype: [] for m in models}
     for number in range(plan.rounds):
+        for m in models:
+            rates[m.dtype].append(product_rate(m, meter))
         for run in runs:
             bar.say(f"T = {prefix}, round {number + 1} of {plan.rounds}: {run.row.name}")
             run.round(number, work, meter)
-    rate = {m.dtype: r for m, r in zip(models, rates)}
+    rate = {dtype: np.median(found, 0).tolist() for dtype, found in rates.items()}
     costs = Costs.of(llm.model.config.get_text_config())
     records = [_record(run, runs, costs, rate, prefix, suffix, plan.device) for run in runs]
-    out = {"prefix": prefix, "suffix": suffix, "rounds": plan.rounds, "rows": records}
+    out: dict[str, Any] = {"prefix": prefix, "suffix": suffix, "rounds": plan.rounds, "rows": records}
+    out["product rate"] = {d: {"wall GFLOP/s": wall / 1e9, "CPU GFLOP/s": cpu / 1e9} for d, (wall, cpu) in rate.items()}
     out["limits"] = limits(llm, costs, prefix, suffix, records, plan)
     return out
 

@@ -15,8 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from icrl_lab.models import LLM
 
@@ -109,7 +107,7 @@ def _tidy() -> None:
         pass
 
 
-def product_rate(llm: LLM, meter: Meter, repeats: int = 7) -> tuple[float, float]:
+def product_rate(llm: LLM, meter: Meter) -> tuple[float, float]:
     """Operations a second of wall and of CPU time of 512 tokens (8192 on a GPU) times one up-projection, in the model's own way."""
     import torch
 
@@ -128,10 +126,8 @@ def product_rate(llm: LLM, meter: Meter, repeats: int = 7) -> tuple[float, float
 
     with torch.inference_mode():
         repeated()
-        samples = [meter(repeated) for _ in range(repeats)]
-    per = [(work * times / s.seconds, work * times / s.cpu) for s in samples]
-    wall, cpu = np.median(per, 0)
-    return float(wall), float(cpu)
+        sample = meter(repeated)
+    return work * times / sample.seconds, work * times / sample.cpu
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ NOTES = (
     "N queries after one prefix of T tokens with 20 vectors; S suffix tokens a query, the first a vector. The prefix is in the time, "
     "but for rows that say otherwise; loading is not.",
     "measured on: queries x rounds; medians over the rounds, and a peer's ratio the median over pairs of rounds. Rows with a shared prefix count prefix + N x a query.",
-    "peak MB is above the model and the second copy of its weights, where products take one; the product rate is measured here in the same dtype and threads, and on a CPU held in CPU time.",
+    "peak MB is above the model and the second copy of its weights, where products take one; the product rate is measured in turn with the rows, in the same dtype and threads, and on a CPU held in CPU time.",
     "difference and flips: log-probabilities of 10 labels, and the most probable of them, against a full forward of each prompt "
     "in the table's dtype.",
     "the paper's way: three queries a prompt, 24 tokens generated for their answers, the prefix computed for each prompt.",
@@ -65,14 +65,19 @@ def table(result: Mapping[str, Any], markdown: bool = False) -> str:
         f"{head}icrl-lab bench: {result['geometry']}, {result['dtype']}, {result['weights']} weights",
         f"{machine['device']}; {machine['cpu']}, {machine['cores']} cores, threads {result['threads'] or 'default'}, "
         f"load {machine['load']}; torch {machine['torch']}, transformers {machine['transformers']}; {machine['date']}",
-        "matrix products: "
-        + "; ".join(
-            f"{dtype} {rate['wall GFLOP/s']:,.0f} GFLOP/s, {rate['CPU GFLOP/s']:,.0f} a CPU second"
-            for dtype, rate in result["product rate"].items()
-        ),
     ]
     for case in result["cases"]:
-        lines += ["", f"{sub}T = {case['prefix']}, S = {case['suffix']}", ""]
+        rates = [
+            f"{dtype} {rate['wall GFLOP/s']:,.0f} GFLOP/s, {rate['CPU GFLOP/s']:,.0f} a CPU second"
+            for dtype, rate in case["product rate"].items()
+        ]
+        lines += [
+            "",
+            f"{sub}T = {case['prefix']}, S = {case['suffix']}",
+            "",
+            f"matrix products: {'; '.join(rates)}",
+            "",
+        ]
         lines += _grid([[cell(row) for cell in COLUMNS.values()] for row in case["rows"]], markdown)
         lines += [""] + [_limit(item, markdown) for item in case["limits"]]
         lines += [f"{'- ' if markdown else ''}{note}" for note in case.get("notes", ())]
