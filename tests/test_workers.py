@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrl_lab.engine import Engine, attention, packs, workers
+from icrl_lab.engine import Engine, attention, packs, products, workers
 from icrl_lab.engine.tree import build, chain, symbols
 from icrl_lab.models import fastest
 from icrl_lab.values import Capture, Cut, Patch, Rendered
@@ -312,8 +312,13 @@ def test_ways_of_products_and_attention_are_compared_on_one_thread(llama, monkey
         return dict.fromkeys(calls, 1.0)
 
     monkeypatch.setattr(fastest, "_seconds", seconds)
+    real = products.possible
+    monkeypatch.setattr(products, "possible", lambda dtype: real(dtype) if dtype == torch.float32 else ("torch",))
     before = torch.get_num_threads()
     fastest.measure(llama.model, 3)
     compared = [threads for ways, threads in seen if len(ways) > 1]
     assert len(compared) >= 2 and set(compared) == {1} and torch.get_num_threads() == before
-    assert 3 in {threads for ways, threads in seen if len(ways) == 1}  # and what they do together, on all
+    assert [threads for ways, threads in seen if ways in {("torch",), ("oneDNN",)}] == [
+        3,
+        3,
+    ]  # together, on all; one way is not compared

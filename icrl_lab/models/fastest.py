@@ -67,7 +67,7 @@ def measure(model: Any, threads: int | None = None) -> tuple[int, dict[str, Any]
             name = str(dtype).removeprefix("torch.")
             calls = multiply(products.possible(dtype), dtype)
             torch.set_num_threads(1)
-            chosen[name] = way = _worth(_seconds(calls))
+            chosen[name] = way = _worth(_seconds(calls)) if len(calls) > 1 else next(iter(calls))
             torch.set_num_threads(best)
             rate[name] = round(2 * 256 * hidden * inner / _seconds({way: calls[way]})[way] / parameters, 1)
         torch.set_num_threads(1)
